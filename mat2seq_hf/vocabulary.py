@@ -14,7 +14,7 @@ spare ``property_1=`` to ``property_8=``.
 from __future__ import annotations
 
 from .elements import ELEMENTS
-from .numbers import FRACTIONS
+from .grid import FRACTIONS
 from .wyckoff import LETTERS, SYMBOLS, wyckoff_positions
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Numbers on grids, and their words.
+"""Numbers on integer grids, and their words.
 
 Everything that is compared or written is an integer on a fixed grid:
 
