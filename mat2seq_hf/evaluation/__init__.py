@@ -1,0 +1,1 @@
+"""Measuring: uniqueness of descriptions, completeness, generation."""

@@ -1,0 +1,116 @@
+"""Symmetry operations of the 230 space groups in the standard settings of ITA, as exact integers.
+
+Operations act on fractional coordinates of the conventional cell, ``x -> R x + t``, with t in units of 1/24.
+Source: the database of spglib, one Hall number for each type (see ``tables.py``).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import spglib
+from numpy.typing import NDArray
+
+from .grid import COORDINATE_GRID
+from .tables import ROWS
+
+__all__ = [
+    "centring_vectors",
+    "crystal_system",
+    "expand_orbit",
+    "group_operations",
+    "points_per_primitive",
+    "polar_axes",
+    "primitive_basis",
+]
+
+Integers = NDArray[np.int64]
+
+# Rows: primitive basis vectors in terms of the conventional ones (right-handed), by centring letter of the symbol.
+_PRIMITIVE_BASES = {
+    "P": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "A": ((1, 0, 0), (0, 1 / 2, -1 / 2), (0, 1 / 2, 1 / 2)),
+    "C": ((1 / 2, 1 / 2, 0), (-1 / 2, 1 / 2, 0), (0, 0, 1)),
+    "I": ((-1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (1 / 2, 1 / 2, -1 / 2)),
+    "F": ((0, 1 / 2, 1 / 2), (1 / 2, 0, 1 / 2), (1 / 2, 1 / 2, 0)),
+    "R": ((2 / 3, 1 / 3, 1 / 3), (-1 / 3, 1 / 3, 1 / 3), (-1 / 3, -2 / 3, 1 / 3)),
+}
+
+
+def _frozen(array: Integers) -> Integers:
+    array.setflags(write=False)
+    return array
+
+
+@lru_cache(maxsize=230)
+def group_operations(number: int) -> tuple[Integers, Integers]:
+    """Operations of the conventional cell, centring included.
+
+    Returns:
+        rotations, shape (n, 3, 3), and translations in units of 1/24 from 0 to 23, shape (n, 3). The identity is
+        the first operation.
+    """
+    database = spglib.get_symmetry_from_database(ROWS[number - 1][1])
+    rotations = np.array(database["rotations"], dtype=np.int64)
+    translations = np.rint(np.array(database["translations"]) * 24).astype(np.int64) % 24
+    return _frozen(rotations), _frozen(translations)
+
+
+@lru_cache(maxsize=230)
+def centring_vectors(number: int) -> Integers:
+    """Lattice translations inside the conventional cell in units of 1/24, zero first, shape (1, 2, 3 or 4, 3)."""
+    rotations, translations = group_operations(number)
+    pure = translations[(rotations == np.eye(3, dtype=np.int64)).all(axis=(1, 2))]
+    return _frozen(pure[np.lexsort(pure.T[::-1])])
+
+
+def points_per_primitive(number: int) -> int:
+    """Lattice points in a conventional cell: 1 (P), 2 (A, C, I), 3 (R, hexagonal axes) or 4 (F)."""
+    return len(centring_vectors(number))
+
+
+@lru_cache(maxsize=230)
+def primitive_basis(number: int) -> NDArray[np.float64]:
+    """Primitive basis vectors in terms of the conventional ones, one a row, shape (3, 3); its inverse is integer."""
+    basis = np.array(_PRIMITIVE_BASES[ROWS[number - 1][0][0]], dtype=np.float64)
+    basis.setflags(write=False)
+    return basis
+
+
+@lru_cache(maxsize=230)
+def polar_axes(number: int) -> tuple[int, ...]:
+    """Axes (0, 1, 2) along which every operation leaves a point's coordinate free: the origin floats along them."""
+    rotations, _ = group_operations(number)
+    mean = rotations.mean(axis=0)
+    return tuple(axis for axis in range(3) if mean[axis, axis] == 1.0)
+
+
+def crystal_system(number: int) -> str:
+    """Crystal system of a space group, such as ``"cubic"``."""
+    for last, name in (
+        (2, "triclinic"),
+        (15, "monoclinic"),
+        (74, "orthorhombic"),
+        (142, "tetragonal"),
+        (167, "trigonal"),
+        (194, "hexagonal"),
+    ):
+        if number <= last:
+            return name
+    return "cubic"
+
+
+def expand_orbit(number: int, point: Integers, grid: int = COORDINATE_GRID) -> Integers:
+    """All images of a grid point in one conventional cell, exactly.
+
+    Args:
+        number: space group, 1 to 230.
+        point: coordinates in units of 1/grid, shape (3,); grid is a multiple of 24.
+
+    Returns:
+        distinct points in units of 1/grid, 0 <= value < grid, shape (multiplicity, 3), in ascending order.
+    """
+    rotations, translations = group_operations(number)
+    images = (rotations @ np.asarray(point) + translations * (grid // 24)) % grid
+    return np.unique(images, axis=0)

@@ -1,0 +1,188 @@
+"""Lattice reduction and the primitive cell.
+
+A :class:`Cell` is the working form of a crystal: a right-handed basis, fractional coordinates, atomic numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Cell", "minkowski_basis", "primitive_cell"]
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A periodic crystal.
+
+    Attributes:
+        lattice: basis vectors as rows, angstrom, right-handed, shape (3, 3).
+        positions: fractional coordinates, shape (n, 3).
+        numbers: atomic numbers, shape (n,).
+        labels: index of each atom in the user's input, shape (n,).
+    """
+
+    lattice: Floats
+    positions: Floats
+    numbers: Integers
+    labels: Integers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def rebased(self, transform: Floats) -> Cell:
+        """The same atoms in the basis ``transform @ lattice`` (rows of ``transform``: new vectors in old ones)."""
+        positions = self.positions @ np.linalg.inv(transform)
+        return Cell(transform @ self.lattice, positions - np.floor(positions), self.numbers, self.labels)
+
+
+def _gauss(first: Floats, second: Floats) -> int:
+    return int(np.rint(first @ second / (first @ first)))
+
+
+def minkowski_basis(lattice: Floats) -> Integers:
+    """Integer matrix T, det +-1, such that the rows of ``T @ lattice`` are as short as possible and right-handed.
+
+    The greedy algorithm of Semaev (Cryptography and Lattices 2001, LNCS 2146, 181): shorten the longest vector by
+    the closest vector of the plane of the other two until that no longer helps. Its result attains the successive
+    minima of the lattice.
+    """
+    transform = np.eye(3, dtype=np.int64)
+    basis = np.array(lattice, dtype=np.float64)
+    for _ in range(10_000):
+        order = np.argsort((basis**2).sum(axis=1), kind="stable")
+        basis, transform = basis[order], transform[order]
+        if factor := _gauss(basis[0], basis[1]):
+            basis[1] -= factor * basis[0]
+            transform[1] -= factor * transform[0]
+            continue
+        gram = basis[:2] @ basis[:2].T
+        centre = np.linalg.solve(gram, basis[:2] @ basis[2])
+        near = np.rint(centre)[:, None] + np.array([[0, 0, 0, 1, 1, 1, -1, -1, -1], [0, 1, -1, 0, 1, -1, 0, 1, -1]])
+        lengths = ((basis[2] - near.T @ basis[:2]) ** 2).sum(axis=1)
+        best = int(np.argmin(lengths))
+        if lengths[best] >= (basis[2] @ basis[2]) * (1 - 1e-12):
+            break
+        factors = near[:, best].astype(np.int64)
+        basis[2] -= factors @ basis[:2]
+        transform[2] -= factors @ transform[:2]
+    if np.linalg.det(basis) < 0:
+        transform = -transform
+    # Products of many steps lose digits; the caller multiplies the exact integers by its own lattice.
+    return transform
+
+
+def _wrapped(differences: Floats) -> Floats:
+    return differences - np.rint(differences)
+
+
+def _match(cell: Cell, shift: Floats, limit: float) -> tuple[Integers, Floats] | None:
+    """Partner of each atom moved by ``shift`` and the remaining difference (fractions), or None beyond ``limit``."""
+    partners = np.empty(len(cell), dtype=np.int64)
+    rest = np.empty((len(cell), 3))
+    for number in np.unique(cell.numbers):
+        (members,) = np.nonzero(cell.numbers == number)
+        points = cell.positions[members]
+        differences = _wrapped((points + shift)[:, None, :] - points[None, :, :])
+        distances = ((differences @ cell.lattice) ** 2).sum(axis=2)
+        nearest = distances.argmin(axis=1)
+        rows = np.arange(len(members))
+        if distances[rows, nearest].max() > limit**2 or len(set(nearest.tolist())) < len(members):
+            return None
+        partners[members] = members[nearest]
+        rest[members] = differences[rows, nearest]
+    return partners, rest
+
+
+def _translations(cell: Cell, tolerance: float) -> list[tuple[Floats, Integers]]:
+    """Translations (fractions) that map the crystal onto itself within ``tolerance`` angstrom, with partners.
+
+    Whether one is accepted is judged on its mean over all atoms, so that no atom is special.
+    """
+    values, counts = np.unique(cell.numbers, return_counts=True)
+    (rare,) = np.nonzero(cell.numbers == values[counts.argmin()])
+    candidates = _wrapped(cell.positions[rare[1:]] - cell.positions[rare[0]])
+    if len(rare) > 8:  # a cheap look at a few atoms first: most candidates fail there
+        probes = cell.positions[rare[1:4], None, None, :] + candidates[None, :, None, :]
+        differences = _wrapped(probes - cell.positions[None, None, rare, :])
+        distances = ((differences @ cell.lattice) ** 2).sum(axis=3).min(axis=2).max(axis=0)
+        candidates = candidates[distances <= (4 * tolerance) ** 2]
+    found = [(np.zeros(3), np.arange(len(cell)))]
+    for candidate in candidates:
+        match = _match(cell, candidate, 4 * tolerance)
+        if match is None:
+            continue
+        partners, rest = match
+        mean = rest.mean(axis=0)
+        if (((rest - mean) @ cell.lattice) ** 2).sum(axis=1).max() <= tolerance**2:
+            found.append((candidate - mean, partners))
+    return found
+
+
+def _is_group(steps: Integers, order: int) -> bool:
+    known = {tuple(step) for step in steps.tolist()}
+    return len(known) == order and all(
+        tuple((first + second) % order) in known for first in steps for second in steps
+    )
+
+
+def _integer_basis(vectors: Integers) -> Integers:
+    """Basis (rows, triangular) of the integer lattice that ``vectors`` generate (Hermite normal form)."""
+    rows = [list(map(int, vector)) for vector in vectors]
+    basis = []
+    for column in range(3):
+        while True:
+            rows = [row for row in rows if any(row)]
+            live = sorted((row for row in rows if row[column]), key=lambda row: abs(row[column]))
+            if len(live) <= 1:
+                break
+            pivot = live[0]
+            for row in live[1:]:
+                factor = row[column] // pivot[column]
+                row[:] = [value - factor * other for value, other in zip(row, pivot, strict=True)]
+        basis.append(live[0])
+        rows = [row for row in rows if row is not live[0]]
+    return np.array(basis, dtype=np.int64)
+
+
+def _averaged(cell: Cell, steps: Integers, partners: list[Integers]) -> Cell:
+    """The primitive cell under the translations ``steps / order``, each atom the mean of its images."""
+    order = len(steps)
+    basis = _integer_basis(np.vstack([np.eye(3, dtype=np.int64) * order, steps])) / order
+    if np.linalg.det(basis) < 0:
+        basis = -basis
+    table = np.array(partners)
+    keep = np.nonzero(table.min(axis=0) == np.arange(len(cell)))[0]
+    moved = cell.positions[table[:, keep]] - steps[:, None, :] / order
+    mean = cell.positions[keep] + _wrapped(moved - cell.positions[keep]).mean(axis=0)
+    return Cell(cell.lattice, mean, cell.numbers[keep], cell.labels[keep]).rebased(basis)
+
+
+def primitive_cell(cell: Cell, tolerance: float) -> Cell:
+    """Primitive cell in a Minkowski-reduced, right-handed basis.
+
+    Atoms that a lattice translation within ``tolerance`` (angstrom) relates are averaged over all such translations,
+    so the result does not depend on the cell or the order of atoms in which the crystal was given.
+    """
+    cell = cell.rebased(minkowski_basis(cell.lattice).astype(np.float64))
+    _, counts = np.unique(cell.numbers, return_counts=True)
+    if gcd(*counts.tolist()) == 1:
+        return cell
+    while True:
+        found = _translations(cell, tolerance)
+        order = len(found)
+        if order == 1:
+            return cell
+        steps = np.array([np.rint(shift * order) for shift, _ in found], dtype=np.int64) % order
+        if _is_group(steps, order):
+            break
+        # Translations on the edge of the tolerance need not close; a smaller one leaves only those that do.
+        tolerance *= 0.7
+    cell = _averaged(cell, steps, [partners for _, partners in found])
+    return cell.rebased(minkowski_basis(cell.lattice).astype(np.float64))
