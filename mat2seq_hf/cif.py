@@ -1,0 +1,107 @@
+"""CIF text of a canonical crystal, written from its exact symmetry.
+
+The file states the space group, its operations and one site for each orbit, so nothing is detected again and nothing
+is rounded into another group: a reader that applies the operations gets the crystal of the sequence.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+from .canonical import CanonicalCrystal
+from .operations import crystal_system, group_operations, points_per_primitive
+
+__all__ = ["cif_text"]
+
+_CELL = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
+
+
+def _term(rotation: list[int], translation: int) -> str:
+    """One coordinate of an operation: ``([-1, 0, 0], 12) -> "-x+1/2"``; translations in units of 1/24."""
+    text = "".join(
+        ("+" if factor > 0 else "-") + (str(abs(factor)) if abs(factor) > 1 else "") + axis
+        for factor, axis in zip(rotation, "xyz", strict=True)
+        if factor
+    )
+    return text.removeprefix("+") + (f"+{Fraction(translation, 24)}" if translation else "")
+
+
+def _operations(number: int) -> list[str]:
+    rotations, translations = group_operations(number)
+    return [
+        ",".join(_term(row, shift) for row, shift in zip(rotation, translation, strict=True))
+        for rotation, translation in zip(rotations.tolist(), translations.tolist(), strict=True)
+    ]
+
+
+def _decimal(value: float) -> str:
+    """Ten decimals without trailing zeros: a third is written so finely that readers find the special position."""
+    return f"{value:.10f}".rstrip("0").rstrip(".")
+
+
+def _volume(lattice: tuple[float, ...]) -> float:
+    a, b, c = lattice[:3]
+    x, y, z = (math.cos(math.radians(angle)) for angle in lattice[3:])
+    return a * b * c * math.sqrt(1 - x * x - y * y - z * z + 2 * x * y * z)
+
+
+def _formula(crystal: CanonicalCrystal) -> str:
+    """Formula of the conventional cell, elements in alphabetic order as CIF asks."""
+    counts: dict[str, int] = {}
+    for site in crystal.sites:
+        counts[site.element] = counts.get(site.element, 0) + int(site.wyckoff[:-1])
+    return " ".join(f"{element}{count}" for element, count in sorted(counts.items()))
+
+
+def cif_text(crystal: CanonicalCrystal) -> str:
+    """CIF of a crystal in the conventional cell of the ITA standard setting; lengths in angstrom, angles in degree.
+
+    Args:
+        crystal: any crystal, canonical or not.
+
+    Returns:
+        text of one data block with all symmetry operations (centring included) and one site for each orbit.
+
+    Example:
+        >>> print(cif_text(CanonicalCrystal.from_text(text)).splitlines()[0])
+        data_Ba1Ti1O3
+    """
+    number = crystal.space_group_number
+    sites = [
+        f"{site.element}{index} {site.element} {site.wyckoff[:-1]} {site.wyckoff[-1]} "
+        + " ".join(_decimal(value) for value in site.coords)
+        + " 1"
+        for index, site in enumerate(crystal.sites, start=1)
+    ]
+    lines = [
+        f"data_{crystal.formula.replace(' ', '')}",
+        f"_chemical_formula_sum '{_formula(crystal)}'",
+        *(f"_cell_{name} {_decimal(value)}" for name, value in zip(_CELL, crystal.lattice, strict=True)),
+        f"_cell_volume {_volume(crystal.lattice):.4f}",
+        f"_cell_formula_units_Z {points_per_primitive(number) * _units(crystal.formula)}",
+        f"_space_group_crystal_system {crystal_system(number)}",
+        f"_space_group_IT_number {number}",
+        f"_symmetry_Int_Tables_number {number}",
+        f"_symmetry_space_group_name_H-M '{crystal.space_group}'",
+        "loop_",
+        "_space_group_symop_id",
+        "_space_group_symop_operation_xyz",
+        *(f"{index} '{operation}'" for index, operation in enumerate(_operations(number), start=1)),
+        "loop_",
+        "_atom_site_label",
+        "_atom_site_type_symbol",
+        "_atom_site_symmetry_multiplicity",
+        "_atom_site_Wyckoff_symbol",
+        "_atom_site_fract_x",
+        "_atom_site_fract_y",
+        "_atom_site_fract_z",
+        "_atom_site_occupancy",
+        *sites,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _units(formula: str) -> int:
+    """Formula units in the primitive cell: ``"Si3 O6" -> 3``."""
+    return math.gcd(*(int("".join(filter(str.isdigit, word))) for word in formula.split()))
