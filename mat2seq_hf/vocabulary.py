@@ -2,6 +2,8 @@
 
 A text is a row of words separated by single spaces; a word is one token or a head followed by pieces marked ``##``
 (the WordPiece convention), for instance ``Ti1 -> Ti ##1``, ``4.0094 -> 4. ##00 ##94``, ``0.1234 -> 0.12 ##34``.
+No piece has three digits: WordPiece takes the longest one that fits, and would split ``4.1234`` into ``4. ##123 ##4``.
+So counts above 99 are two pieces, ``Ti120 -> Ti ##12 ##0``.
 A text, with what each part is called::
 
     band_gap= +2.31 | Ba1 Ti1 O3 [Pm-3m] 4.0094 4.0094 4.0094 90 90 90 Ba 1b 1/2 1/2 1/2 Ti 1a 0 0 0 O 3c 0 0 1/2
@@ -70,8 +72,7 @@ TOKENS: tuple[str, ...] = (
     *FRACTIONS.values(),
     *(f"0.{number:02d}" for number in range(100)),  # first two decimals of a coordinate
     *(f"##{number:02d}" for number in range(100)),  # any two further decimals; counts 10 to 99
-    *(f"##{number}" for number in range(1, 10)),  # counts of a formula
-    *(f"##{number}" for number in range(100, MAX_ATOMS + 1)),
+    *(f"##{number}" for number in range(10)),  # counts 1 to 9; last digit of counts above 99
     *("90", "120"),
     *(f"{number}." for number in range(1, 500)),  # whole part of a length or an angle
     *(f"{sign}{number}." for sign in "+-" for number in range(100)),  # whole part of a property
