@@ -15,11 +15,12 @@ PACKAGE = "mat2seq_hf"
 ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 CORE = (
-    *("errors", "elements", "tables", "wyckoff", "grid", "vocabulary", "sequence", "operations", "cell", "reduction"),
-    *("symmetry", "normalizer", "canonical", "grammar", "tokenizer", "constraints", "presets", "pipeline"),
+    *("errors", "elements", "tables", "wyckoff", "grid", "vocabulary", "sequence", "operations", "reduction", "cell"),
+    *("symmetry", "normalizer", "canonical", "cif", "coordinates", "feasibility", "prompts", "choices", "grammar"),
+    *("tokenizer", "constraints", "presets", "pipeline"),
 )
-#: Folders and modules that only the installed package needs, from the bottom up.
-ABOVE = ("corpora", "training", "evaluation", "publishing", "demo", "cli")
+#: Modules and folders that only the installed package needs, from the bottom up.
+ABOVE = ("registration", "corpora", "training", "evaluation", "publishing", "demo", "cli")
 #: Entry points: they may import everything and nothing imports them.
 TOP = ("__init__", "__main__")
 RANK = {name: rank for rank, name in enumerate((*CORE, *ABOVE, *TOP))}
