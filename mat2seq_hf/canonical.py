@@ -20,7 +20,14 @@ from .elements import ATOMIC_NUMBERS, ORDER, SYMBOL_OF
 from .errors import CrystalError, DecodeError, SymmetryError
 from .grid import ANGLE_UNIT, COORDINATE_GRID, LENGTH_UNIT, MAX_LENGTH, quantize
 from .normalizer import Setting, locate, settings
-from .operations import expand_orbit, group_operations, points_per_primitive, polar_axes, primitive_basis
+from .operations import (
+    expand_orbit,
+    expand_primitive,
+    group_operations,
+    points_per_primitive,
+    polar_axes,
+    primitive_basis,
+)
 from .reduction import Cell, primitive_cell
 from .sequence import Description, SiteDescription, format_text, formula_words, parse_text
 from .symmetry import StandardCrystal, symmetrize
@@ -227,12 +234,6 @@ def _vectors(lattice: tuple[float, ...]) -> Floats:
     )
 
 
-def _primitive_points(number: int, point: Integers, grid: int) -> Integers:
-    """Distinct images of a grid point in the primitive cell, primitive coordinates in units of 1/grid, (n, 3)."""
-    inverse = np.rint(np.linalg.inv(primitive_basis(number))).astype(np.int64)
-    return np.unique(expand_orbit(number, point, grid) @ inverse % grid, axis=0)
-
-
 def _form_cell(form: _Form) -> Cell:
     """The primitive cell that a form describes, atoms in the order of its sites."""
     grid = COORDINATE_GRID * form.factor
@@ -240,7 +241,7 @@ def _form_cell(form: _Form) -> Cell:
     vectors = _vectors(tuple(value * unit for value, unit in zip(form.lattice, units, strict=True)))
     points, numbers = [], []
     for rank, _, coords in form.sites:
-        images = _primitive_points(form.number, np.array(_unordered(form.number, coords)), grid)
+        images = expand_primitive(form.number, np.array(_unordered(form.number, coords)), grid)
         points.append(images)
         numbers += [ATOMIC_NUMBERS[_BY_RANK[rank]]] * len(images)
     positions = np.concatenate(points) / grid
@@ -250,9 +251,25 @@ def _form_cell(form: _Form) -> Cell:
 _BY_RANK = {rank: symbol for symbol, rank in ORDER.items()}
 
 
-def _encode(cell: Cell, symprec: float) -> _Form:
-    """Two passes: what is exact first, then what holds within symprec, until group and atom count stand still."""
-    crystal = symmetrize(cell, _TIGHT)
+def _form_crystal(form: _Form) -> StandardCrystal:
+    """The crystal that a form describes; its symmetry is known, nothing is searched."""
+    grid = COORDINATE_GRID * form.factor
+    units = [LENGTH_UNIT / form.factor] * 3 + [ANGLE_UNIT / form.factor] * 3
+    vectors = _vectors(tuple(value * unit for value, unit in zip(form.lattice, units, strict=True)))
+    return StandardCrystal(
+        form.number,
+        vectors @ vectors.T,
+        np.array([_unordered(form.number, coords) for _, _, coords in form.sites]) / grid,
+        np.array([ATOMIC_NUMBERS[_BY_RANK[rank]] for rank, _, _ in form.sites], dtype=np.int64),
+        np.array([wyckoff_positions(form.number)[letter].multiplicity for _, letter, _ in form.sites]),
+    )
+
+
+def _encode(crystal: StandardCrystal, symprec: float) -> _Form:
+    """Symmetrise within symprec until group and atom count stand still, then describe.
+
+    Averaging over a group can bring out a higher one, so one search is not enough.
+    """
     for _ in range(_ROUNDS):
         following = symmetrize(_form_cell(_canonical_form(crystal, _FINE)), symprec)
         if (following.number, following.n_atoms) == (crystal.number, crystal.n_atoms):
@@ -264,14 +281,17 @@ def _encode(cell: Cell, symprec: float) -> _Form:
 def _fixed_point(cell: Cell, symprec: float) -> _Form:
     """Encode until the decoded crystal encodes to itself.
 
+    The search starts from what is symmetric to the last digit: its result is the same for every description, so that
+    every later decision, however close to the tolerance, falls the same way for all of them.
+
     Rounding to the grid can bring a crystal that was just outside ``symprec`` of a higher symmetry, or of another
     reduced basis, just inside. Where forms come round in a circle, the smallest of the circle is taken.
     """
     seen: list[_Form] = []
-    form = _encode(cell, symprec)
+    form = _encode(symmetrize(cell, _TIGHT), symprec)
     while form not in seen:
         seen.append(form)
-        form = _encode(_form_cell(form), symprec)
+        form = _encode(_form_crystal(form), symprec)
     circle = seen[seen.index(form) :]
     return min(circle, key=lambda item: (item.number, item.lattice, item.sites))
 
@@ -369,11 +389,7 @@ class CanonicalCrystal:
         points, numbers = [], []
         for site in self.sites:
             point = np.array(_integers(site.coords, 1.0 / COORDINATE_GRID))
-            images = (
-                _primitive_points(number, point, COORDINATE_GRID)
-                if primitive
-                else expand_orbit(number, point, COORDINATE_GRID)
-            )
+            images = expand_primitive(number, point) if primitive else expand_orbit(number, point)
             points.append(images)
             numbers += [ATOMIC_NUMBERS[site.element]] * len(images)
         basis = primitive_basis(number) if primitive else np.eye(3)

@@ -19,10 +19,12 @@ __all__ = [
     "centring_vectors",
     "crystal_system",
     "expand_orbit",
+    "expand_primitive",
     "group_operations",
     "points_per_primitive",
     "polar_axes",
     "primitive_basis",
+    "primitive_operations",
 ]
 
 Integers = NDArray[np.int64]
@@ -112,5 +114,37 @@ def expand_orbit(number: int, point: Integers, grid: int = COORDINATE_GRID) -> I
         distinct points in units of 1/grid, 0 <= value < grid, shape (multiplicity, 3), in ascending order.
     """
     rotations, translations = group_operations(number)
-    images = (rotations @ np.asarray(point) + translations * (grid // 24)) % grid
-    return np.unique(images, axis=0)
+    return distinct((rotations @ np.asarray(point) + translations * (grid // 24)) % grid)
+
+
+def distinct(points: Integers) -> Integers:
+    """Distinct rows in ascending order (for a few hundred rows much faster than ``np.unique`` with an axis)."""
+    return np.array(sorted(set(map(tuple, points.tolist()))), dtype=np.int64)
+
+
+@lru_cache(maxsize=230)
+def primitive_operations(number: int) -> tuple[Integers, Integers]:
+    """One operation for each rotation part, acting on coordinates of the primitive basis.
+
+    Returns:
+        rotations, shape (n, 3, 3), and translations in units of 1/24, shape (n, 3).
+    """
+    rotations, translations = group_operations(number)
+    _, first = np.unique(rotations.reshape(-1, 9), axis=0, return_index=True)
+    first.sort()
+    to_primitive = primitive_coordinates(number)
+    moved = to_primitive @ rotations[first] @ primitive_basis(number).T
+    return _frozen(np.rint(moved).astype(np.int64)), _frozen(translations[first] @ to_primitive.T % 24)
+
+
+def expand_primitive(number: int, point: Integers, grid: int = COORDINATE_GRID) -> Integers:
+    """Like :func:`expand_orbit`, but the images in one primitive cell, in coordinates of the primitive basis."""
+    rotations, translations = primitive_operations(number)
+    start = primitive_coordinates(number) @ np.asarray(point)
+    return distinct((rotations @ start + translations * (grid // 24)) % grid)
+
+
+@lru_cache(maxsize=230)
+def primitive_coordinates(number: int) -> Integers:
+    """Integer matrix that carries conventional to primitive coordinates, shape (3, 3)."""
+    return _frozen(np.rint(np.linalg.inv(primitive_basis(number))).astype(np.int64).T)

@@ -42,8 +42,30 @@ class Cell:
         return Cell(transform @ self.lattice, positions - np.floor(positions), self.numbers, self.labels)
 
 
-def _gauss(first: Floats, second: Floats) -> int:
-    return int(np.rint(first @ second / (first @ first)))
+_Vector = tuple[float, float, float]
+_UNITS = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+_PLANE = tuple((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1))
+
+
+def _dot(first: _Vector, second: _Vector) -> float:
+    return first[0] * second[0] + first[1] * second[1] + first[2] * second[2]
+
+
+def _less(first: _Vector, factor: int, second: _Vector) -> _Vector:
+    return first[0] - factor * second[0], first[1] - factor * second[1], first[2] - factor * second[2]
+
+
+def _shorter_third(a: _Vector, b: _Vector, c: _Vector) -> tuple[int, int]:
+    """Integers (i, j) that make ``c - i a - j b`` shortest, or (0, 0) where c cannot get shorter."""
+    aa, ab, bb, ac, bc = _dot(a, a), _dot(a, b), _dot(b, b), _dot(a, c), _dot(b, c)
+    determinant = aa * bb - ab * ab
+    u, v = round((ac * bb - bc * ab) / determinant), round((bc * aa - ac * ab) / determinant)
+    best, shortest = (0, 0), _dot(c, c) * (1 - 1e-12)
+    for i, j in _PLANE:
+        vector = _less(_less(c, u + i, a), v + j, b)
+        if (length := _dot(vector, vector)) < shortest:
+            best, shortest = (u + i, v + j), length
+    return best
 
 
 def minkowski_basis(lattice: Floats) -> Integers:
@@ -51,31 +73,24 @@ def minkowski_basis(lattice: Floats) -> Integers:
 
     The greedy algorithm of Semaev (Cryptography and Lattices 2001, LNCS 2146, 181): shorten the longest vector by
     the closest vector of the plane of the other two until that no longer helps. Its result attains the successive
-    minima of the lattice.
+    minima of the lattice. Plain floats: three vectors are too few for arrays to pay.
     """
-    transform = np.eye(3, dtype=np.int64)
-    basis = np.array(lattice, dtype=np.float64)
-    for _ in range(10_000):
-        order = np.argsort((basis**2).sum(axis=1), kind="stable")
-        basis, transform = basis[order], transform[order]
-        if factor := _gauss(basis[0], basis[1]):
-            basis[1] -= factor * basis[0]
-            transform[1] -= factor * transform[0]
-            continue
-        gram = basis[:2] @ basis[:2].T
-        centre = np.linalg.solve(gram, basis[:2] @ basis[2])
-        near = np.rint(centre)[:, None] + np.array([[0, 0, 0, 1, 1, 1, -1, -1, -1], [0, 1, -1, 0, 1, -1, 0, 1, -1]])
-        lengths = ((basis[2] - near.T @ basis[:2]) ** 2).sum(axis=1)
-        best = int(np.argmin(lengths))
-        if lengths[best] >= (basis[2] @ basis[2]) * (1 - 1e-12):
+    # Each entry: squared length, vector, its integer coefficients.
+    rows = [(_dot(v, v), v, e) for v, e in zip(map(tuple, lattice.tolist()), _UNITS, strict=True)]
+    while True:
+        (_, a, ea), (_, b, eb), (_, c, ec) = rows = sorted(rows, key=lambda row: row[0])
+        if factor := round(_dot(a, b) / _dot(a, a)):
+            b, eb = _less(b, factor, a), _less(eb, factor, ea)
+            if (length := _dot(b, b)) < rows[1][0] * (1 - 1e-12):
+                rows = [rows[0], (length, b, eb), rows[2]]
+                continue
+        i, j = _shorter_third(a, b, c)
+        if not (i or j):
             break
-        factors = near[:, best].astype(np.int64)
-        basis[2] -= factors @ basis[:2]
-        transform[2] -= factors @ transform[:2]
-    if np.linalg.det(basis) < 0:
-        transform = -transform
-    # Products of many steps lose digits; the caller multiplies the exact integers by its own lattice.
-    return transform
+        c, ec = _less(_less(c, i, a), j, b), _less(_less(ec, i, ea), j, eb)
+        rows = [rows[0], rows[1], (_dot(c, c), c, ec)]
+    transform = np.array([coefficients for _, _, coefficients in rows], dtype=np.int64)
+    return transform if np.linalg.det(transform @ lattice) > 0 else -transform
 
 
 def _wrapped(differences: Floats) -> Floats:

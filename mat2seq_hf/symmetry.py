@@ -19,7 +19,7 @@ os.environ.setdefault("SPGLIB_WARNING", "OFF")
 import spglib  # noqa: E402
 from numpy.typing import NDArray
 
-from .operations import group_operations, points_per_primitive, primitive_basis
+from .operations import group_operations, points_per_primitive, primitive_basis, primitive_operations
 from .reduction import Cell, primitive_cell
 from .tables import ROWS
 
@@ -80,20 +80,6 @@ def _origin_change(number: int) -> Floats:
     raise AssertionError(f"no shift relates the origin choices of space group {number}")
 
 
-@lru_cache(maxsize=230)
-def _primitive_operations(number: int) -> tuple[Integers, Floats]:
-    """One operation for each rotation part, in the primitive basis: rotations and translations."""
-    rotations, translations = group_operations(number)
-    _, first = np.unique(rotations.reshape(-1, 9), axis=0, return_index=True)
-    first.sort()
-    to_primitive = np.rint(np.linalg.inv(primitive_basis(number))).astype(np.int64).T
-    from_primitive = primitive_basis(number).T
-    return (
-        np.rint(to_primitive @ rotations[first] @ from_primitive).astype(np.int64),
-        translations[first] @ to_primitive.T / 24.0,
-    )
-
-
 def _orbits(cell: Cell, rotations: Integers, translations: Floats, reach: float) -> list[tuple[int, Floats, int]] | None:
     """First atom, averaged position and number of atoms of each orbit, or None where the operations do not fit."""
     inverses = np.rint(np.linalg.inv(rotations)).astype(np.int64)
@@ -134,9 +120,9 @@ def _standardize(cell: Cell, number: int, transform: Floats, shift: Floats, reac
     positions = cell.positions @ np.linalg.inv(basis).T + shift
     primitive = primitive_basis(number)
     to_primitive = np.linalg.inv(primitive)
-    rotations, translations = _primitive_operations(number)
+    rotations, translations = primitive_operations(number)
     standard = Cell(primitive @ conventional, positions @ to_primitive, cell.numbers, cell.labels)
-    orbits = _orbits(standard, rotations, translations, reach)
+    orbits = _orbits(standard, rotations, translations / 24.0, reach)
     if orbits is None:
         return None
     conventional_rotations, _ = group_operations(number)

@@ -57,12 +57,12 @@ class WyckoffPosition:
         """Multiplicity and letter, such as ``4a``."""
         return f"{self.multiplicity}{self.letter}"
 
-    @property
+    @cached_property
     def matrix(self) -> NDArray[np.int64]:
         """``M``, shape (3, 3)."""
         return np.array(self.rows, dtype=np.int64)
 
-    @property
+    @cached_property
     def offset(self) -> NDArray[np.float64]:
         """``v`` as fractions, shape (3,)."""
         return np.array(self.shift24) / 24.0
