@@ -1,0 +1,1 @@
+"""Corpora of crystals: from files to token sequences."""

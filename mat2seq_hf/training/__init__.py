@@ -1,0 +1,1 @@
+"""Training of crystal language models with the Trainer of transformers."""

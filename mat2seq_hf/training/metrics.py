@@ -1,0 +1,53 @@
+"""Bits per structure: how many bits a model needs to name a crystal.
+
+The sum of ``-log2 p`` over all tokens after ``<s>``, ``</s>`` included. Unlike the loss per token it can be compared
+between ways of splitting the same text into tokens.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from ..vocabulary import TOKENS
+from .data import TokenCorpus, make_batch
+from .packing import BatchPlan
+
+__all__ = ["bits_per_structure", "unigram_bits_per_structure"]
+
+
+@torch.inference_mode()
+def bits_per_structure(
+    model: PreTrainedModel, corpus: TokenCorpus, batch_tokens: int = 8192
+) -> NDArray[np.float64]:
+    """Bits of each crystal under ``model``, shape (crystals,), in the order of the corpus.
+
+    The model is put into evaluation mode and back. Example: ``bits_per_structure(model, corpus).mean()``.
+    """
+    bits = np.zeros(len(corpus))
+    was_training = model.training
+    model.eval()
+    longest = max(1, int(corpus.lengths.max()))
+    plan = BatchPlan(corpus.lengths, batch_tokens=batch_tokens, row_length=longest)
+    for rows in plan.epoch(0):
+        batch = make_batch(corpus, rows)
+        ids = batch["input_ids"].to(model.device)
+        labels = batch["labels"][:, 1:].to(model.device)
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        bits[[row[0] for row in rows]] = losses.double().sum(dim=1).cpu().numpy() / math.log(2)
+    model.train(was_training)
+    return bits
+
+
+def unigram_bits_per_structure(train: TokenCorpus, corpus: TokenCorpus) -> float:
+    """Mean bits of the crystals of ``corpus`` when tokens are independent, with the frequencies of ``train`` (+1)."""
+    counts = np.bincount(train.ids, minlength=len(TOKENS)).astype(np.float64)
+    counts[train.ids[train.offsets[:-1]]] = 0.0  # nothing predicts <s>
+    bits = -np.log2((counts + 1.0) / (counts + 1.0).sum())
+    first = corpus.ids[corpus.offsets[:-1]]
+    return float((bits[corpus.ids].sum() - bits[first].sum()) / len(corpus))

@@ -1,0 +1,76 @@
+"""A learning rate that follows the clock, for runs that must end at a given time on a shared machine."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+__all__ = ["StopAtBudget", "TimeBudgetSchedule"]
+
+_FLOOR = 0.02  # share of the peak at which the cosine ends
+
+
+class TimeBudgetSchedule(LRScheduler):
+    """Warm-up, then a cosine, over the share of ``budget`` seconds that training has used.
+
+    The used time is part of the state, so a run that is killed and resumed goes on where it was; time between the two
+    does not count, and the budget may be given anew. With several processes the clock of the first one counts.
+    """
+
+    def __init__(self, optimizer: Optimizer, budget: float, warmup: float = 0.02) -> None:
+        self.budget = budget
+        self.warmup = warmup
+        self.used = 0.0
+        self._mark: float | None = None
+        super().__init__(optimizer)
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is used, 0 to 1."""
+        return min(1.0, self.used / self.budget)
+
+    def factor(self) -> float:
+        """Share of the peak learning rate at the present progress."""
+        if self.progress < self.warmup:
+            return max(0.01, self.progress / self.warmup)
+        phase = (self.progress - self.warmup) / (1.0 - self.warmup)
+        return _FLOOR + (1.0 - _FLOOR) * 0.5 * (1.0 + math.cos(math.pi * phase))
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """Learning rate of each parameter group."""
+        return [rate * self.factor() for rate in self.base_lrs]
+
+    def step(self, epoch: int | None = None) -> None:
+        """Count the time since the last step and set the learning rates."""
+        now = time.monotonic()
+        self.used += 0.0 if self._mark is None else now - self._mark
+        self._mark = now
+        if torch.distributed.is_initialized():
+            used = [self.used]
+            torch.distributed.broadcast_object_list(used, src=0)
+            self.used = used[0]
+        super().step(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State without the clock's reading and without the budget, which are the running process's own."""
+        state: dict[str, Any] = super().state_dict()
+        return {key: value for key, value in state.items() if key not in ("_mark", "budget")}
+
+
+class StopAtBudget(TrainerCallback):
+    """Evaluate, save and stop when the budget is used up."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the Trainer after each optimizer step."""
+        schedule = kwargs.get("lr_scheduler")
+        schedule = getattr(schedule, "scheduler", schedule)
+        if isinstance(schedule, TimeBudgetSchedule) and schedule.progress >= 1.0:
+            control.should_evaluate = control.should_save = control.should_training_stop = True

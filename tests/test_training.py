@@ -1,0 +1,289 @@
+"""Laws of batching, loss, resuming and bad input of the training."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+from mat2seq_hf.corpora.schema import METADATA_KEY
+from mat2seq_hf.errors import Mat2SeqError, SchemeMismatchError
+from mat2seq_hf.presets import gpt2_config
+from mat2seq_hf.sequence import scheme_fingerprint
+from mat2seq_hf.training.config import RECIPES, parse_config
+from mat2seq_hf.training.data import TokenCorpus, load_corpus, make_batch
+from mat2seq_hf.training.metrics import bits_per_structure, unigram_bits_per_structure
+from mat2seq_hf.training.packing import BatchPlan, pack_lengths
+from mat2seq_hf.training.schedule import TimeBudgetSchedule
+from mat2seq_hf.training.trainer import last_complete_checkpoint, train
+from mat2seq_hf.vocabulary import TOKENS
+
+SCHEME = scheme_fingerprint()
+SCRIPT = Path(__file__).parent.parent / "scripts" / "train.py"
+
+
+def _sequences(count: int, seed: int = 0) -> list[list[int]]:
+    generator = np.random.default_rng(seed)
+    return [[1, *generator.integers(20, 60, generator.integers(5, 40)).tolist(), 2] for _ in range(count)]
+
+
+def _corpus(count: int = 40, seed: int = 0) -> TokenCorpus:
+    sequences = _sequences(count, seed)
+    offsets = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
+    return TokenCorpus(np.concatenate(sequences).astype(np.int16), offsets, SCHEME)
+
+
+def _write_corpus(folder: Path, sequences: list[list[int]], scheme: str = SCHEME) -> Path:
+    folder.mkdir(parents=True)
+    table = pa.table({"input_ids": pa.array(sequences, type=pa.list_(pa.int16()))})
+    table = table.replace_schema_metadata({METADATA_KEY: json.dumps({"scheme": scheme})})
+    pq.write_table(table, folder / "part-00000.parquet")
+    return folder
+
+
+def _model(dropout: float = 0.0) -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(gpt2_config("tiny", dropout=dropout, n_embd=32, n_layer=2, n_head=2, n_positions=64))
+
+
+# --- batching -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batching", ["bucketed", "packed"])
+def test_every_epoch_holds_every_crystal_once_in_batches_of_the_same_shapes(batching: str) -> None:
+    lengths = _corpus(200).lengths
+    plan = BatchPlan(lengths, batch_tokens=128, batching=batching, row_length=64)
+    shapes = []
+    for number in range(3):
+        batches = plan.epoch(number)
+        assert len(batches) == len(plan)
+        assert sorted(crystal for batch in batches for row in batch for crystal in row) == list(range(200))
+        assert all(lengths[row].sum() <= 64 for batch in batches for row in batch)
+        shapes.append(sorted(tuple(sorted(lengths[row])) for batch in batches for row in batch))
+    assert shapes[0] == shapes[1] == shapes[2]
+
+
+def test_epochs_differ_and_the_same_epoch_repeats() -> None:
+    plan = BatchPlan(_corpus(100).lengths, batch_tokens=128)
+    assert plan.epoch(0) != plan.epoch(1)
+    assert plan.epoch(1) == BatchPlan(_corpus(100).lengths, batch_tokens=128).epoch(1)
+    assert plan.epoch(1) != BatchPlan(_corpus(100).lengths, batch_tokens=128, seed=1).epoch(1)
+
+
+def test_packed_rows_are_nearly_full() -> None:
+    lengths = np.sort(np.random.default_rng(0).integers(30, 150, 2000))[::-1].tolist()
+    rows = pack_lengths(lengths, 512)
+    assert sum(lengths) / (512 * len(rows)) > 0.98
+
+
+def test_a_crystal_longer_than_a_row_is_an_error_and_not_cut() -> None:
+    with pytest.raises(Mat2SeqError, match="65 tokens does not fit in a row of 64"):
+        BatchPlan([10, 65], batch_tokens=128, row_length=64)
+
+
+def test_no_crystal_is_cut_and_only_its_first_token_has_no_label() -> None:
+    corpus = _corpus(30)
+    batch = make_batch(corpus, [[0, 1], [2]], row_length=96)
+    for row, crystals in ((0, [0, 1]), (1, [2])):
+        start = 0
+        for crystal in crystals:
+            end = start + len(corpus[crystal])
+            assert batch["input_ids"][row, start:end].tolist() == corpus[crystal].tolist()
+            assert batch["labels"][row, start:end].tolist() == [-100, *corpus[crystal][1:].tolist()]
+            assert batch["position_ids"][row, start:end].tolist() == list(range(end - start))
+            start = end
+        assert set(batch["labels"][row, start:].tolist()) <= {-100}
+
+
+# --- loss ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batching", ["bucketed", "packed"])
+def test_the_loss_of_a_batch_equals_the_loss_of_its_crystals_one_by_one(batching: str) -> None:
+    corpus, model = _corpus(40), _model()
+    row_length = 64 if batching == "packed" else None
+    plan = BatchPlan(corpus.lengths, batch_tokens=256, batching=batching, row_length=64)
+    alone = bits_per_structure(model, corpus, batch_tokens=1) * np.log(2)
+    for rows in plan.epoch(0):
+        batch = make_batch(corpus, rows, row_length)
+        count = int((batch["labels"] != -100).sum())
+        loss = model(**batch, use_cache=False).loss.item() * count
+        assert loss == pytest.approx(alone[[crystal for row in rows for crystal in row]].sum(), rel=1e-5)
+
+
+def test_a_uniform_model_needs_log2_of_the_vocabulary_for_each_token() -> None:
+    corpus, model = _corpus(5), _model()
+    with torch.no_grad():
+        model.transformer.wte.weight.zero_()
+    assert bits_per_structure(model, corpus) == pytest.approx((corpus.lengths - 1) * np.log2(len(TOKENS)), rel=1e-5)
+
+
+def test_the_unigram_model_is_the_entropy_of_the_token_frequencies() -> None:
+    ids = np.tile(np.array([1, *range(20, 28), 2], dtype=np.int16), 4000)
+    corpus = TokenCorpus(ids, np.arange(0, 40001, 10), SCHEME)
+    assert unigram_bits_per_structure(corpus, corpus) == pytest.approx(9 * np.log2(9), rel=0.02)
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_arguments(tmp_path: Path) -> list[str]:
+    """Arguments of a small run with dropout, of 40 steps in 3 and a bit epochs."""
+    _model(dropout=0.1).save_pretrained(tmp_path / "start")
+    _write_corpus(tmp_path / "train", _sequences(60))
+    _write_corpus(tmp_path / "val", _sequences(10, seed=1))
+    options = {
+        "init_from": tmp_path / "start",
+        "train_data": tmp_path / "train",
+        "eval_data": tmp_path / "val",
+        "row_length": 64,
+        "batch_tokens": 64,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 40,
+        "save_steps": 4,
+        "eval_steps": 4,
+        "logging_steps": 4,
+        "cpu_threads": 1,
+        "report_to": "none",
+    }
+    return ["--use_cpu", "--disable_tqdm=true", *(f"--{name}={value}" for name, value in options.items())]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_killed_and_resumed_equals_an_uninterrupted_one_bit_for_bit(
+    run_arguments: list[str], tmp_path: Path, optimizer: str
+) -> None:
+    common = [*run_arguments, f"--optimizer={optimizer}"]
+    train(parse_config([*common, f"--output_dir={tmp_path / 'whole'}"]))
+    killed = [*common, f"--output_dir={tmp_path / 'killed'}"]
+    process = subprocess.Popen([sys.executable, str(SCRIPT), *killed], stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "killed").glob("checkpoint-*/trainer_state.json")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "run_record.json").exists()
+    record = train(parse_config([*killed, "--resume_from_checkpoint=auto"]))
+    assert record["steps"] == 40
+    weights = [(tmp_path / run / "checkpoint-40" / "model.safetensors").read_bytes() for run in ("whole", "killed")]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_leaves_weights_record_and_results(run_arguments: list[str], tmp_path: Path) -> None:
+    record = train(parse_config([*run_arguments, f"--output_dir={tmp_path / 'run'}", "--learning_rate=0.01"]))
+    assert record["results"]["bits_per_structure"] < record["results"]["unigram_bits_per_structure"] * 1.1
+    stored = json.loads((tmp_path / "run" / "run_record.json").read_text())
+    assert stored["scheme"]["fingerprint"] == SCHEME
+    assert stored["data"]["train"]["crystals"] == 60
+    model = GPT2LMHeadModel.from_pretrained(tmp_path / "run")
+    corpus = load_corpus(tmp_path / "val", max_length=64, scheme=SCHEME)
+    assert bits_per_structure(model, corpus).mean() == pytest.approx(record["results"]["bits_per_structure"], rel=1e-5)
+
+
+def test_training_in_bits_gets_better_with_both_batchings(run_arguments: list[str], tmp_path: Path) -> None:
+    for batching in ("bucketed", "packed"):
+        record = train(
+            parse_config([*run_arguments, f"--output_dir={tmp_path / batching}", f"--batching={batching}", "--learning_rate=0.01"])
+        )
+        bits = [entry["eval_bits_per_structure"] for entry in record["log_history"] if "eval_bits_per_structure" in entry]
+        assert min(bits) < 0.9 * bits[0]
+
+
+def test_a_time_budget_ends_the_run_and_the_used_time_survives_a_restart(
+    run_arguments: list[str], tmp_path: Path
+) -> None:
+    arguments = [a for a in run_arguments if "max_steps" not in a]
+    record = train(parse_config([*arguments, f"--output_dir={tmp_path / 'run'}", "--time_budget_minutes=0.02"]))
+    assert record["steps"] > 0
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    schedule = TimeBudgetSchedule(torch.optim.SGD([parameter], lr=1.0), budget=100.0)
+    schedule.used = 51.0
+    again = TimeBudgetSchedule(torch.optim.SGD([parameter], lr=1.0), budget=200.0)
+    again.load_state_dict(schedule.state_dict())
+    assert (again.used, again.budget) == (51.0, 200.0)
+    assert again.factor() > schedule.factor() == pytest.approx(0.51, abs=0.01)
+
+
+def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
+    for step, state in ((9, '{"global_step": 9}'), (10, '{"global_step": 10}'), (20, '{"global_st')):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-30").mkdir()
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_complete_checkpoint(tmp_path / "nothing") is None
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+def test_a_corpus_of_another_scheme_is_refused_naming_both(tmp_path: Path) -> None:
+    other = scheme_fingerprint(0.1)
+    _write_corpus(tmp_path / "train", _sequences(3), scheme=other)
+    with pytest.raises(SchemeMismatchError) as caught:
+        load_corpus(tmp_path / "train", max_length=64, scheme=SCHEME)
+    assert other in str(caught.value) and SCHEME in str(caught.value)
+
+
+def test_an_initial_model_of_another_scheme_is_refused(run_arguments: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "start" / "config.json"
+    config = json.loads(path.read_text())
+    config["mat2seq"]["scheme"] = "mat2seq-0"
+    path.write_text(json.dumps(config))
+    with pytest.raises(SchemeMismatchError, match="mat2seq-0"):
+        train(parse_config([*run_arguments, f"--output_dir={tmp_path / 'run'}"]))
+
+
+def test_too_long_crystals_are_left_out_whole_and_counted(tmp_path: Path) -> None:
+    sequences = _sequences(20)
+    folder = _write_corpus(tmp_path / "train", sequences)
+    corpus = load_corpus(folder, max_length=20, scheme=SCHEME)
+    kept = [sequence for sequence in sequences if len(sequence) <= 20]
+    assert [corpus[i].tolist() for i in range(len(corpus))] == kept
+    assert 0 < corpus.too_long == 20 - len(kept)
+
+
+@pytest.mark.parametrize("sequences", [[], [[1, 30, 2]] * 2])
+def test_a_corpus_without_a_usable_crystal_is_an_error(tmp_path: Path, sequences: list[list[int]]) -> None:
+    folder = _write_corpus(tmp_path / "train", sequences)
+    with pytest.raises(Mat2SeqError, match="no crystal of at most 2 tokens"):
+        load_corpus(folder, max_length=2, scheme=SCHEME)
+
+
+def test_an_empty_folder_and_unknown_token_ids_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(Mat2SeqError, match="no part-"):
+        load_corpus(tmp_path, max_length=64, scheme=SCHEME)
+    folder = _write_corpus(tmp_path / "train", [[1, len(TOKENS), 2]])
+    with pytest.raises(Mat2SeqError, match="the vocabulary has"):
+        load_corpus(folder, max_length=64, scheme=SCHEME)
+
+
+# --- recipes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_a_recipe_is_read_and_the_command_line_wins_over_it(recipe: str, tmp_path: Path) -> None:
+    arguments = ["--recipe", recipe, "--train_data=a", "--eval_data=b", f"--output_dir={tmp_path}", "--learning_rate=0.5"]
+    config = parse_config(arguments)
+    assert config.model_size in recipe
+    assert config.learning_rate == 0.5
+
+
+def test_bad_recipes_and_missing_data_are_named(tmp_path: Path) -> None:
+    with pytest.raises(Mat2SeqError, match=r"no recipe 'mp_21'.*mp_20_tiny"):
+        parse_config(["--recipe", "mp_21"])
+    (tmp_path / "bad.yaml").write_text("learning_rat: 1\n")
+    with pytest.raises(Mat2SeqError, match="learning_rat"):
+        parse_config(["--recipe", str(tmp_path / "bad.yaml")])
+    with pytest.raises(Mat2SeqError, match="--train_data and --eval_data missing"):
+        parse_config([])
