@@ -83,10 +83,35 @@ def _inverse(matrix: Integers) -> Integers:
 
 
 @lru_cache(maxsize=230)
-def _grid24(number: int) -> Integers:
-    """Trial translations: all multiples of 1/24, zero along polar axes."""
-    free = [range(1) if axis in polar_axes(number) else range(24) for axis in range(3)]
+def _trial_translations(number: int) -> Integers:
+    """Trial translations in 1/24, zero along polar axes: multiples of 1/12 on hexagonal axes, of 1/8 elsewhere.
+
+    Finer grids (all multiples of 1/24) give no further translations for any of the 230 groups.
+    """
+    step = 2 if 143 <= number <= 194 else 3
+    free = [range(1) if axis in polar_axes(number) else range(0, 24, step) for axis in range(3)]
     return np.array(list(product(*free)), dtype=np.int64)
+
+
+@lru_cache(maxsize=230)
+def _generators(number: int) -> tuple[tuple[Integers, Integers], ...]:
+    """A few operations whose rotations generate the point group: what holds for them holds for the group."""
+    chosen: list[tuple[Integers, Integers]] = []
+    known = {np.eye(3, dtype=np.int64).tobytes()}
+    for rotation, translation in zip(*group_operations(number), strict=True):
+        if rotation.tobytes() in known:
+            continue
+        chosen.append((rotation, translation))
+        fresh = [np.eye(3, dtype=np.int64)]
+        known = {fresh[0].tobytes()}
+        while fresh:
+            products = [matrix @ generator for matrix in fresh for generator, _ in chosen]
+            fresh = []
+            for matrix in products:
+                if matrix.tobytes() not in known:
+                    known.add(matrix.tobytes())
+                    fresh.append(matrix)
+    return tuple(chosen)
 
 
 @lru_cache(maxsize=230)
@@ -106,8 +131,8 @@ def _translations(number: int, matrix: Integers) -> Integers:
     none = np.empty((0, 3), dtype=np.int64)
     if {tuple(vector) for vector in (centring_vectors(number) @ matrix.T % 24).tolist()} != centring:
         return none
-    trial = _grid24(number)
-    for rotation, translation in zip(*group_operations(number), strict=True):
+    trial = _trial_translations(number)
+    for rotation, translation in _generators(number):
         image = matrix @ rotation @ inverse
         wanted = table.get(np.ascontiguousarray(image).tobytes())
         if wanted is None:
