@@ -1,6 +1,6 @@
-"""Train a crystal language model on a prepared corpus.
+r"""Train a crystal language model on a prepared corpus.
 
-    accelerate launch scripts/train.py --recipe mp_20_tiny --train_data prepared/mp_20/train \\
+    accelerate launch scripts/train.py --recipe mp_20_tiny --train_data prepared/mp_20/train \
         --eval_data prepared/mp_20/val --output_dir runs/mp_20_tiny --resume_from_checkpoint auto
 
 Killed at any moment, the same command goes on from the last complete checkpoint. ``--time_budget_minutes 60`` ends the

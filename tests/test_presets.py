@@ -32,7 +32,8 @@ def test_the_tiny_model_fits_in_25_megabytes_of_float32() -> None:
 def test_a_configuration_names_its_scheme_and_special_tokens() -> None:
     config = gpt2_config("tiny", symprec=0.1)
     assert config.mat2seq == {"version": SCHEME_VERSION, "scheme": scheme_fingerprint(0.1)}
-    assert [TOKENS[i] for i in (config.bos_token_id, config.eos_token_id, config.pad_token_id)] == ["<s>", "</s>", "<pad>"]
+    special = (config.bos_token_id, config.eos_token_id, config.pad_token_id)
+    assert [TOKENS[number] for number in special] == ["<s>", "</s>", "<pad>"]
     assert config.vocab_size == len(TOKENS)
 
 

@@ -193,10 +193,9 @@ def test_a_run_leaves_weights_record_and_results(run_arguments: list[str], tmp_p
 
 def test_training_in_bits_gets_better_with_both_batchings(run_arguments: list[str], tmp_path: Path) -> None:
     for batching in ("bucketed", "packed"):
-        record = train(
-            parse_config([*run_arguments, f"--output_dir={tmp_path / batching}", f"--batching={batching}", "--learning_rate=0.01"])
-        )
-        bits = [entry["eval_bits_per_structure"] for entry in record["log_history"] if "eval_bits_per_structure" in entry]
+        options = [f"--output_dir={tmp_path / batching}", f"--batching={batching}", "--learning_rate=0.01"]
+        history = train(parse_config([*run_arguments, *options]))["log_history"]
+        bits = [entry["eval_bits_per_structure"] for entry in history if "eval_bits_per_structure" in entry]
         assert min(bits) < 0.9 * bits[0]
 
 
@@ -232,7 +231,8 @@ def test_a_corpus_of_another_scheme_is_refused_naming_both(tmp_path: Path) -> No
     _write_corpus(tmp_path / "train", _sequences(3), scheme=other)
     with pytest.raises(SchemeMismatchError) as caught:
         load_corpus(tmp_path / "train", max_length=64, scheme=SCHEME)
-    assert other in str(caught.value) and SCHEME in str(caught.value)
+    assert other in str(caught.value)
+    assert SCHEME in str(caught.value)
 
 
 def test_an_initial_model_of_another_scheme_is_refused(run_arguments: list[str], tmp_path: Path) -> None:
@@ -273,8 +273,8 @@ def test_an_empty_folder_and_unknown_token_ids_are_errors(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_a_recipe_is_read_and_the_command_line_wins_over_it(recipe: str, tmp_path: Path) -> None:
-    arguments = ["--recipe", recipe, "--train_data=a", "--eval_data=b", f"--output_dir={tmp_path}", "--learning_rate=0.5"]
-    config = parse_config(arguments)
+    arguments = ["--recipe", recipe, "--train_data=a", "--eval_data=b", f"--output_dir={tmp_path}"]
+    config = parse_config([*arguments, "--learning_rate=0.5"])
     assert config.model_size in recipe
     assert config.learning_rate == 0.5
 

@@ -1,11 +1,10 @@
-"""From crystal files to shards of token ids: in parallel, resumable, the same bytes whatever the number of processes."""
+"""From crystal files to shards of token ids: in parallel, resumable, the same bytes for any number of processes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -69,9 +68,9 @@ def _table_rows(path: Path) -> Iterator[InputRow]:
 
 
 def read_rows(inputs: Sequence[str | Path]) -> Iterator[InputRow]:
-    """Crystals of parquet and CSV files (a column ``cif``, others become properties), CIF and POSCAR files, and folders.
+    """Crystals of tables (parquet, CSV), CIF and POSCAR files, and folders of them, in the order of names.
 
-    Folders are read through, in the order of names.
+    A table has a column ``cif``; ``material_id`` or ``id`` names the rows, other columns become properties.
 
     Raises:
         Mat2SeqError: a path does not exist, is of no known kind, or a table has no column ``cif``.
@@ -98,7 +97,7 @@ def encode_row(row: InputRow, symprec: float = 0.01) -> dict[str, object]:
         crystal = canonicalize(row.text, symprec=symprec)
     except Mat2SeqError as error:
         return {"id": row.id, "source": row.source, "reason": f"{type(error).__name__}: {error}"}
-    except Exception as error:  # a parser's own surprise must not end a run over millions of rows; it is recorded
+    except Exception as error:  # noqa: BLE001 - a parser's surprise must not end a run over millions; it is recorded
         return {"id": row.id, "source": row.source, "reason": f"unexpected {type(error).__name__}: {error}"}
     ids = [TOKEN_IDS[BOS], *tokenize(crystal.text), TOKEN_IDS[EOS]]
     return {
@@ -117,7 +116,7 @@ def _write(rows: list[dict[str, object]], schema: pa.Schema, metadata: dict[str,
     partial = path.with_suffix(".tmp")
     table = pa.Table.from_pylist(rows, schema=schema.with_metadata({METADATA_KEY: json.dumps(metadata)}))
     pq.write_table(table, partial, compression="zstd")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _digest(rows: Sequence[InputRow]) -> str:
@@ -185,7 +184,7 @@ def _finish(output: Path, count: int) -> PrepareReport:
     rejected = [pq.read_table(path) for path in shard_paths(output / "rejected")]
     table = pa.concat_tables(rejected) if rejected else REJECTED.empty_table()
     pq.write_table(table.replace_schema_metadata(None), output / "rejected.tmp", compression="zstd")
-    os.replace(output / "rejected.tmp", output / "rejected.parquet")
+    (output / "rejected.tmp").replace(output / "rejected.parquet")
     encoded = tokens = 0
     for path in shard_paths(output):
         column = pq.read_table(path, columns=["n_tokens"]).column("n_tokens").to_pylist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,7 @@ class TrainConfig(TrainingArguments):
         default=None,
         metadata={"help": "stop after so many minutes of training; the learning rate follows the share of time used"},
     )
-    optimizer: str = field(default="adamw", metadata={"help": "adamw, or muon for the matrices with adamw for the rest"})
+    optimizer: str = field(default="adamw", metadata={"help": "adamw, or muon for matrices with adamw for the rest"})
     muon_learning_rate: float = field(default=0.02, metadata={"help": "peak learning rate of the matrices with muon"})
     cpu_threads: int = field(default=0, metadata={"help": "torch threads on a CPU; 0: all cores"})
 
@@ -64,7 +65,7 @@ class TrainConfig(TrainingArguments):
     load_best_model_at_end: bool = True
     metric_for_best_model: str | None = "bits_per_structure"
     greater_is_better: bool | None = False
-    report_to: None | str | list[str] = "auto"
+    report_to: None | str | list[str] = "auto"  # noqa: RUF036 - the only order that HfArgumentParser reads
     remove_unused_columns: bool = False
 
     def __post_init__(self) -> None:
@@ -96,7 +97,7 @@ def parse_config(arguments: Sequence[str]) -> TrainConfig:
     """
     parser = HfArgumentParser(TrainConfig)
     known = {action.dest for action in parser._actions}
-    recipe = next((b for a, b in zip(arguments, arguments[1:]) if a == "--recipe"), None)
+    recipe = next((b for a, b in itertools.pairwise(arguments) if a == "--recipe"), None)
     if recipe is not None:
         fields = yaml.safe_load(_recipe_path(recipe).read_text(encoding="utf-8")) or {}
         if unknown := sorted(set(fields) - known):

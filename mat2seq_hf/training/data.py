@@ -107,7 +107,9 @@ def load_corpus(folder: str | Path, *, max_length: int, scheme: str) -> TokenCor
     return TokenCorpus(chosen.ids, chosen.offsets, scheme, len(corpus) - len(fits))
 
 
-def make_batch(corpus: TokenCorpus, rows: Sequence[Sequence[int]], row_length: int | None = None) -> dict[str, torch.Tensor]:
+def make_batch(
+    corpus: TokenCorpus, rows: Sequence[Sequence[int]], row_length: int | None = None
+) -> dict[str, torch.Tensor]:
     """Tensors of a micro-batch, each of shape (rows, longest row or ``row_length``), int64.
 
     ``labels`` are the ids, :data:`IGNORED` at the first token of each crystal and at padding. ``position_ids`` restart

@@ -21,9 +21,7 @@ __all__ = ["bits_per_structure", "unigram_bits_per_structure"]
 
 
 @torch.inference_mode()
-def bits_per_structure(
-    model: PreTrainedModel, corpus: TokenCorpus, batch_tokens: int = 8192
-) -> NDArray[np.float64]:
+def bits_per_structure(model: PreTrainedModel, corpus: TokenCorpus, batch_tokens: int = 8192) -> NDArray[np.float64]:
     """Bits of each crystal under ``model``, shape (crystals,), in the order of the corpus.
 
     The model is put into evaluation mode and back. Example: ``bits_per_structure(model, corpus).mean()``.

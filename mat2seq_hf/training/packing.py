@@ -10,6 +10,7 @@ the same number of micro-batches of the same shapes, which exact resuming and co
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
@@ -105,7 +106,7 @@ class BatchPlan:
             self._per_batch = 1
 
     def __len__(self) -> int:
-        return -(-len(self._rows) // self._per_batch)
+        return math.ceil(len(self._rows) / self._per_batch)
 
     def epoch(self, number: int) -> list[list[list[int]]]:
         """Micro-batches of epoch ``number``: a function of the lengths, the seed and the number alone."""

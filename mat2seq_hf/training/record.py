@@ -53,7 +53,10 @@ def _git_commit() -> str | None:
 
 
 def _hardware() -> dict[str, Any]:
-    hardware: dict[str, Any] = {"processor": platform.processor() or platform.machine(), "platform": platform.platform()}
+    hardware: dict[str, Any] = {
+        "processor": platform.processor() or platform.machine(),
+        "platform": platform.platform(),
+    }
     hardware["threads"] = torch.get_num_threads()
     if torch.cuda.is_available():
         hardware["gpu"] = torch.cuda.get_device_name()
@@ -97,8 +100,13 @@ def plot_curves(history: list[dict[str, Any]], unigram: float, path: Path) -> bo
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     loss = [(entry["epoch"], entry["loss"]) for entry in history if "loss" in entry]
-    bits = [(entry["epoch"], entry["eval_bits_per_structure"]) for entry in history if "eval_bits_per_structure" in entry]
-    for axes, points, title in ((left, loss, "training loss (nat per token)"), (right, bits, "validation bits per structure")):
+    bits = [
+        (entry["epoch"], entry["eval_bits_per_structure"]) for entry in history if "eval_bits_per_structure" in entry
+    ]
+    for axes, points, title in (
+        (left, loss, "training loss (nat per token)"),
+        (right, bits, "validation bits per structure"),
+    ):
         axes.plot([x for x, _ in points], [y for _, y in points])
         axes.set_xlabel("epoch")
         axes.set_title(title)

@@ -66,9 +66,7 @@ class TimeBudgetSchedule(LRScheduler):
 class StopAtBudget(TrainerCallback):
     """Evaluate, save and stop when the budget is used up."""
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Called by the Trainer after each optimizer step."""
         schedule = kwargs.get("lr_scheduler")
         schedule = getattr(schedule, "scheduler", schedule)

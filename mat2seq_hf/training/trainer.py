@@ -88,9 +88,7 @@ class CrystalTrainer(Trainer):
             return self.optimizer
         return super().create_optimizer(model)
 
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> LRScheduler:
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         """By the clock if there is a time budget, by steps otherwise."""
         if self.config.time_budget_minutes is not None and self.lr_scheduler is None:
             chosen = optimizer or self.optimizer

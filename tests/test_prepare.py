@@ -1,0 +1,119 @@
+"""Laws of corpus preparation: nothing is lost, and the bytes do not depend on how the work was split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from mat2seq_hf.corpora.prepare import prepare, read_rows
+from mat2seq_hf.corpora.schema import METADATA_KEY, PREPARED, shard_paths
+from mat2seq_hf.errors import Mat2SeqError
+from mat2seq_hf.sequence import scheme_fingerprint
+from mat2seq_hf.vocabulary import TOKENS, tokenize
+
+
+def _rock_salt(metal: str, length: float) -> str:
+    crystal = Structure.from_spacegroup("Fm-3m", Lattice.cubic(length), [metal, "O"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    text: str = crystal.to(fmt="cif")
+    return text
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven good crystals and three bad rows, with a property."""
+    metals = ["Mg", "Ca", "Sr", "Ba", "Mn", "Fe", "Co"]
+    cifs = [_rock_salt(metal, 4.2 + 0.1 * number) for number, metal in enumerate(metals)]
+    cifs[3:3] = ["this is no crystal"]
+    cifs += ["", cifs[0].replace("Mg0  1", "Mg0  0").replace("  1.0", "  0.5").replace("  1\n", "  0.5\n")]
+    path = tmp_path_factory.mktemp("input") / "crystals.parquet"
+    names = [f"row-{number}" for number in range(len(cifs))]
+    gaps = [float(number) if number % 2 else None for number in range(len(cifs))]
+    pd.DataFrame({"material_id": names, "cif": cifs, "band_gap": gaps}).to_parquet(path)
+    return path
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_counts_add_up_and_bad_rows_are_set_aside_with_reasons(table: Path, tmp_path: Path) -> None:
+    report = prepare([table], tmp_path, num_proc=1, chunk_size=4, progress=False)
+    assert (report.read, report.encoded, report.rejected) == (10, 7, 3)
+    rejected = pq.read_table(tmp_path / "rejected.parquet").to_pylist()
+    assert [row["id"] for row in rejected] == ["row-3", "row-8", "row-9"]
+    assert all(row["reason"].split(":")[0].endswith("Error") and len(row["reason"]) > 20 for row in rejected)
+    assert rejected[0]["source"] == "crystals.parquet:3"
+
+
+def test_a_prepared_row_agrees_with_itself(table: Path, tmp_path: Path) -> None:
+    report = prepare([table], tmp_path, num_proc=1, chunk_size=4, progress=False)
+    rows = [row for path in shard_paths(tmp_path) for row in pq.read_table(path).to_pylist()]
+    assert list(rows[0]) == PREPARED.names
+    assert sum(row["n_tokens"] for row in rows) == report.tokens
+    for row in rows:
+        ids = row["input_ids"]
+        assert len(ids) == row["n_tokens"]
+        assert (TOKENS[ids[0]], TOKENS[ids[-1]]) == ("<s>", "</s>")
+        assert ids[1:-1] == tokenize(row["text"])
+        formula, rest = row["text"].split(" [")
+        assert ids[1 : row["prompt_length"]] == tokenize(formula)
+        assert TOKENS[ids[row["prompt_length"]]] == "[" + rest.split(" ")[0]
+    assert [json.loads(row["properties"]) for row in rows[:2]] == [{}, {"band_gap": 1.0}]
+
+
+def test_the_output_is_the_same_bytes_whatever_the_number_of_processes(table: Path, tmp_path: Path) -> None:
+    for processes in (1, 2):
+        prepare([table], tmp_path / str(processes), num_proc=processes, chunk_size=3, progress=False)
+    assert _hashes(tmp_path / "1") == _hashes(tmp_path / "2")
+
+
+def test_a_stopped_run_continues_and_keeps_what_is_there(table: Path, tmp_path: Path) -> None:
+    prepare([table], tmp_path, num_proc=1, chunk_size=3, progress=False)
+    whole = _hashes(tmp_path)
+    kept, lost = tmp_path / "part-00000.parquet", tmp_path / "part-00001.parquet"
+    before = kept.stat().st_mtime_ns
+    lost.unlink()
+    (tmp_path / "part-00001.tmp").write_bytes(b"half a file")
+    (tmp_path / "rejected.parquet").unlink()
+    prepare([table], tmp_path, num_proc=1, chunk_size=3, progress=False)
+    assert _hashes(tmp_path) == whole
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_another_tolerance_or_another_input_is_never_served_stale(table: Path, tmp_path: Path) -> None:
+    prepare([table], tmp_path, num_proc=1, chunk_size=3, progress=False)
+    prepare([table], tmp_path, symprec=0.1, num_proc=1, chunk_size=3, progress=False)
+    metadata = [json.loads(pq.read_schema(path).metadata[METADATA_KEY]) for path in shard_paths(tmp_path)]
+    assert {entry["scheme"] for entry in metadata} == {scheme_fingerprint(0.1)}
+    shorter = tmp_path / "shorter.csv"
+    pd.read_parquet(table).iloc[1:3].to_csv(shorter, index=False)
+    report = prepare([shorter], tmp_path, symprec=0.1, num_proc=1, chunk_size=3, progress=False)
+    assert (report.read, report.encoded) == (2, 2)
+    assert len(shard_paths(tmp_path)) == 1
+
+
+def test_tables_files_and_folders_are_read_in_order(table: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder" / "deeper").mkdir(parents=True)
+    for name in ("b.cif", "deeper/a.cif", "notes.txt"):
+        (tmp_path / "folder" / name).write_text(_rock_salt("Mg", 4.2))
+    rows = list(read_rows([tmp_path / "folder", table]))
+    assert [row.id for row in rows[:3]] == ["b", "a", "row-0"]
+    assert len(rows) == 12
+
+
+def test_missing_and_unusable_inputs_are_named(tmp_path: Path) -> None:
+    with pytest.raises(Mat2SeqError, match=r"nothing\.cif does not exist"):
+        prepare([tmp_path / "nothing.cif"], tmp_path / "out", progress=False)
+    (tmp_path / "data.csv").write_text("id,structure\n1,x\n")
+    with pytest.raises(Mat2SeqError, match="no column 'cif'; its columns are id, structure"):
+        prepare([tmp_path / "data.csv"], tmp_path / "out", num_proc=1, progress=False)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Mat2SeqError, match="no crystals in"):
+        prepare([tmp_path / "empty"], tmp_path / "out", num_proc=1, progress=False)
