@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 CORE = (
     *("errors", "elements", "tables", "wyckoff", "grid", "vocabulary", "sequence", "operations", "reduction", "cell"),
     *("symmetry", "normalizer", "canonical", "cif", "coordinates", "feasibility", "prompts", "choices", "grammar"),
-    *("tokenizer", "constraints", "presets", "pipeline"),
+    *("tokenizer", "constraints", "presets", "samples", "pipeline"),
 )
 #: Modules and folders that only the installed package needs, from the bottom up.
 ABOVE = ("registration", "corpora", "training", "evaluation", "publishing", "demo", "cli")
