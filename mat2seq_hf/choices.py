@@ -1,0 +1,110 @@
+"""Token sets for the next piece of a number, given which numbers are allowed.
+
+A set has a short hashable *key*, so that it is spelled out once (:func:`token_set`) and found again by its key.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from .coordinates import Values
+from .grid import COORDINATE_GRID, FRACTIONS, coordinate_word
+from .vocabulary import TOKEN_IDS
+
+__all__ = ["Key", "angle_key", "coordinate_key", "length_key", "token_set", "whole_angle"]
+
+#: A token id (the only choice), a tuple of token ids, or the name of a family of sets followed by its parameters.
+Key = int | tuple[object, ...]
+
+_HEAD = COORDINATE_GRID // 100  # grid points that share their first two decimals
+_FRACTIONS = tuple(sorted(FRACTIONS))
+_IS_FRACTION = frozenset(_FRACTIONS)
+_SPECIAL_ANGLES = {9000: TOKEN_IDS["90"], 12000: TOKEN_IDS["120"]}
+_PIECES = tuple(TOKEN_IDS[f"##{number:02d}"] for number in range(100))
+_WHOLE = {number: TOKEN_IDS[f"{number}."] for number in range(1, 500)}
+
+
+def _is_alive(values: Values, head: int) -> bool:
+    """Whether some allowed value that is written as a decimal has these first two decimals."""
+    start, stop = max(values.low, head * _HEAD), min(values.high, head * _HEAD + _HEAD - 1)
+    return any(value not in values.bad and value not in _IS_FRACTION for value in range(start, stop + 1))
+
+
+def coordinate_key(values: Values, head: int | None) -> Key:
+    """Set of first tokens of the allowed coordinates, or of second ones after ``head``, the first two decimals."""
+    low, high, bad = values
+    if head is not None:
+        start, stop = max(low, head * _HEAD), min(high, head * _HEAD + _HEAD - 1)
+        return ("tails", start, stop, frozenset(value for value in bad if start <= value <= stop))
+    fractions = tuple(value for value in _FRACTIONS if value in values)
+    first, last = low // _HEAD, high // _HEAD
+    if not _is_alive(values, first):
+        first += 1
+    if last > first and not _is_alive(values, last):
+        last -= 1
+    dead: tuple[int, ...] = ()
+    if len(bad) >= _HEAD - 2:  # a full head has 94 decimals at least
+        crowded = Counter(value // _HEAD for value in bad)
+        dead = tuple(h for h, n in sorted(crowded.items()) if n >= _HEAD - 2 and not _is_alive(values, h))
+    return ("heads", first, last, dead, fractions)
+
+
+def length_key(low: int, high: int, whole: int | None, piece: int | None) -> Key:
+    """Next token of a length between ``low`` and ``high`` (1e-4 angstrom) after its whole part and first piece."""
+    if whole is None:
+        return ("whole", low // 10000, high // 10000)
+    low, high = max(low, whole * 10000) - whole * 10000, min(high, whole * 10000 + 9999) - whole * 10000
+    if piece is None:
+        return ("pieces", low // 100, high // 100)
+    return ("pieces", max(low, piece * 100) - piece * 100, min(high, piece * 100 + 99) - piece * 100)
+
+
+def whole_angle(low: int, high: int, whole: int) -> tuple[int, int]:
+    """Hundredths of a degree that can follow ``whole``; 90 and 120 themselves have words of their own."""
+    first = 1 if whole * 100 in _SPECIAL_ANGLES else 0
+    return max(low - whole * 100, first), min(high - whole * 100, 99)
+
+
+def angle_key(low: int, high: int, whole: int | None) -> Key:
+    """Next token of an angle between ``low`` and ``high`` (1e-2 degree)."""
+    if whole is not None:
+        return ("pieces", *whole_angle(low, high, whole))
+    return ("angle", low, high)
+
+
+def _angles(low: int, high: int) -> tuple[int, ...]:
+    special = [token for value, token in _SPECIAL_ANGLES.items() if low <= value <= high]
+    wholes = range(low // 100, high // 100 + 1)
+    pairs = [(whole, whole_angle(low, high, whole)) for whole in wholes]
+    return (*special, *(_WHOLE[whole] for whole, (start, stop) in pairs if start <= stop))
+
+
+def _heads(first: int, last: int, dead: tuple[int, ...], fractions: tuple[int, ...]) -> tuple[int, ...]:
+    heads = (head for head in range(first, last + 1) if head not in dead)
+    return (*(TOKEN_IDS[FRACTIONS[value]] for value in fractions), *(TOKEN_IDS[f"0.{head:02d}"] for head in heads))
+
+
+def _tails(start: int, stop: int, bad: frozenset[int]) -> tuple[int, ...]:
+    values = (value for value in range(start, stop + 1) if value not in bad and value not in _IS_FRACTION)
+    return tuple(_PIECES[int(coordinate_word(value)[-2:])] for value in values)
+
+
+def token_set(key: Key) -> tuple[int, ...]:
+    """The token ids that a key stands for."""
+    if isinstance(key, int):
+        return (key,)
+    name, *parameters = key
+    match name:
+        case "heads":
+            return _heads(*parameters)  # type: ignore[arg-type]
+        case "tails":
+            return _tails(*parameters)  # type: ignore[arg-type]
+        case "pieces":
+            low, high = parameters
+            return _PIECES[low : high + 1]  # type: ignore[operator,misc]
+        case "whole":
+            low, high = parameters
+            return tuple(_WHOLE[number] for number in range(low, high + 1))  # type: ignore[operator,call-overload]
+        case "angle":
+            return _angles(*parameters)  # type: ignore[arg-type]
+    return key  # type: ignore[return-value]
