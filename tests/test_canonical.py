@@ -1,0 +1,184 @@
+"""The laws of the canonical form, on textbook crystals and on made-up ones of all 230 space groups."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Lattice, Structure
+from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+from synthetic import ENANTIOMORPHIC_PAIRS, SOHNCKE, random_crystal, random_lattice
+
+from mat2seq_hf.canonical import CanonicalCrystal, canonicalize
+from mat2seq_hf.errors import CrystalError, Mat2SeqError
+from mat2seq_hf.evaluation.displacement import displacement_bound, maximal_displacement
+from mat2seq_hf.evaluation.equivalents import KINDS, mirror_image, random_equivalent
+
+
+def assert_laws(structure: Structure, seed: int = 0, equivalents: int = 2) -> CanonicalCrystal:
+    """Unique, complete, idempotent, exact in composition and symmetry; returns the canonical crystal."""
+    rng = np.random.default_rng(seed)
+    crystal = canonicalize(structure)
+    for _ in range(equivalents):
+        assert canonicalize(random_equivalent(structure, rng)).text == crystal.text
+    assert CanonicalCrystal.from_text(crystal.text) == crystal
+    assert crystal.canonical() == crystal
+    decoded = crystal.to_structure()
+    assert canonicalize(decoded) == crystal
+    assert decoded.composition.reduced_formula == structure.composition.reduced_formula
+    assert SpacegroupAnalyzer(decoded, symprec=1e-4).get_space_group_number() == crystal.space_group_number
+    assert maximal_displacement(structure, decoded) <= displacement_bound(crystal, symprec=0.01)
+    conventional = crystal.to_structure(primitive=False)
+    assert StructureMatcher(scale=False).fit(decoded, conventional)
+    return crystal
+
+
+def test_every_textbook_crystal_obeys_the_laws(crystals: dict[str, Structure]) -> None:
+    for structure in crystals.values():
+        assert_laws(structure, equivalents=3)
+
+
+@pytest.mark.parametrize("number", range(1, 231))
+def test_a_crystal_of_every_space_group_obeys_the_laws(number: int) -> None:
+    rng = np.random.default_rng(number)
+    structure = random_crystal(number, rng)
+    crystal = assert_laws(structure, seed=number, equivalents=1)
+    assert crystal.space_group_number == number
+    mirrored = canonicalize(mirror_image(structure))
+    if number in SOHNCKE:  # its general position is occupied at random, so it is chiral
+        partners = {**dict(ENANTIOMORPHIC_PAIRS), **{b: a for a, b in ENANTIOMORPHIC_PAIRS}}
+        assert mirrored.space_group_number == partners.get(number, number)
+        assert mirrored.text != crystal.text
+    else:
+        assert mirrored.text == crystal.text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_change_alone_leaves_the_text(crystals: dict[str, Structure], kind: str) -> None:
+    rng = np.random.default_rng(1)
+    for structure in crystals.values():
+        assert canonicalize(random_equivalent(structure, rng, (kind,))).text == canonicalize(structure).text
+
+
+@hypothesis_settings(max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1), number=st.integers(1, 74), symprec=st.sampled_from([0.1, 0.01, 1e-3]))
+def test_any_description_of_any_low_symmetry_crystal_gives_one_text(seed: int, number: int, symprec: float) -> None:
+    rng = np.random.default_rng(seed)
+    structure = random_crystal(number, rng)
+    other = random_equivalent(structure, rng, max_supercell=6, max_entry=3)
+    assert canonicalize(other, symprec).text == canonicalize(structure, symprec).text
+
+
+def specialised_lattices() -> list[tuple[int, Lattice]]:
+    """Metrics of higher symmetry than the crystal's, where a basis is not fixed by its lengths and angles."""
+    return [
+        (1, Lattice.cubic(7.0)),
+        (1, Lattice.hexagonal(7.0, 9.0)),
+        (1, Lattice.rhombohedral(8.0, 60.0)),
+        (2, Lattice.orthorhombic(6.5, 6.5, 9.0)),
+        (2, Lattice.from_parameters(6.5, 7.5, 9.0, 90, 90, 75)),
+        (4, Lattice.monoclinic(7.0, 8.0, 7.0, 120.0)),
+        (5, Lattice.orthorhombic(7.0, 8.0, 7.0)),
+        (7, Lattice.monoclinic(7.0, 8.0, 7.0, 101.0)),
+        (14, Lattice.monoclinic(6.0, 8.0, 9.0, np.degrees(np.arccos(-6.0 / 18.0)))),
+        (15, Lattice.monoclinic(8.0, 8.5, 9.0, np.degrees(np.arccos(-8.0 / 18.0)))),
+        (16, Lattice.cubic(8.0)),
+        (19, Lattice.tetragonal(8.0, 9.0)),
+        (26, Lattice.orthorhombic(8.0, 9.5, 8.0)),
+        (61, Lattice.cubic(9.0)),
+        (75, Lattice.cubic(9.0)),
+    ]
+
+
+@pytest.mark.parametrize(("number", "lattice"), specialised_lattices())
+def test_accidental_metric_symmetry_does_not_matter(number: int, lattice: Lattice) -> None:
+    structure = random_crystal(number, np.random.default_rng(number), lattice=lattice)
+    assert assert_laws(structure, seed=number, equivalents=4).space_group_number == number
+
+
+def test_many_like_atoms_without_symmetry_give_one_text() -> None:
+    rng = np.random.default_rng(3)
+    coords = (np.stack(np.meshgrid(*[np.arange(2)] * 3), -1).reshape(-1, 3) + rng.uniform(-0.1, 0.1, (8, 3))) / 2
+    assert assert_laws(Structure(Lattice.cubic(6.0), ["C"] * 8, coords), equivalents=4).space_group_number == 1
+
+
+def test_the_origin_along_a_polar_axis_is_at_the_first_site() -> None:
+    for number, axes in ((1, (0, 1, 2)), (4, (1,)), (8, (0, 2)), (33, (2,)), (76, (2,)), (159, (2,)), (186, (2,))):
+        crystal = canonicalize(random_crystal(number, np.random.default_rng(number)))
+        assert [crystal.sites[0].coords[axis] for axis in axes] == [0.0] * len(axes)
+
+
+def test_special_coordinates_survive_exactly(crystals: dict[str, Structure]) -> None:
+    text = canonicalize(crystals["ZnO"]).text
+    assert " 1/3 2/3 " in text
+    decoded = CanonicalCrystal.from_text(text)
+    assert decoded.sites[0].coords[:2] == (1 / 3, 2 / 3)
+
+
+def test_a_looser_symprec_finds_the_higher_symmetry_and_a_tighter_one_keeps_the_distortion() -> None:
+    lattice = random_lattice(221, np.random.default_rng(0))
+    structure = Structure.from_spacegroup("Pm-3m", lattice, ["Ba", "Ti", "O"], [[0.5] * 3, [0, 0, 0], [0.5, 0, 0]])
+    shift = 0.03 / lattice.a
+    structure.translate_sites([1], [0, 0, shift])
+    assert canonicalize(structure, symprec=0.1).space_group == "Pm-3m"
+    assert canonicalize(structure, symprec=0.001).space_group == "P4mm"
+
+
+def cell(species: list[object], coords: list[list[float]], lattice: Lattice | None = None) -> Structure:
+    return Structure(lattice or Lattice.cubic(4.0), species, coords)
+
+
+@pytest.mark.parametrize(
+    ("crystal", "message"),
+    [
+        (cell([{"Fe": 0.5}], [[0, 0, 0]]), "site 0 .* disordered.*order the structure"),
+        (cell([{"Fe": 0.5, "Co": 0.5}], [[0, 0, 0]]), "site 0 .* disordered"),
+        (cell(["Fe", "Fe"], [[0, 0, 0], [0.01, 0, 0]]), "site . .Fe. and site . .Fe. overlap: 0.0400 angstrom"),
+        (cell(["Fe"], [[float("nan"), 0, 0]]), "site 0 .Fe.: non-finite coordinates"),
+        (cell(["X"], [[0, 0, 0]]), "site 0 .X.*not a chemical element"),
+        (cell(["Fe"], [[0, 0, 0]], Lattice([[1, 0, 0], [2, 0, 0], [0, 0, 1]])), "spans no volume"),
+        (cell(["Fe"], [[0, 0, 0]], Lattice(np.diag([np.inf, 1, 1]))), "non-finite"),
+        (cell(["Fe"], [[0, 0, 0]], Lattice.orthorhombic(600, 3, 3)), "outside 1 to 500 angstrom"),
+        ("data_x\n_cell_length_a 3\n", "read as CIF it fails"),
+        ("this is no crystal", "read as POSCAR it fails"),
+        ("", "read as POSCAR it fails"),
+        (42, "builtins.int is no periodic crystal"),
+    ],
+)
+def test_bad_input_gets_an_error_that_says_where_and_what(crystal: object, message: str) -> None:
+    with pytest.raises(CrystalError, match=message):
+        canonicalize(crystal)
+    assert issubclass(CrystalError, Mat2SeqError) and issubclass(Mat2SeqError, ValueError)
+
+
+def test_atoms_without_periodic_cell_are_refused_and_with_one_give_the_same_text(crystals: dict[str, Structure]) -> None:
+    ase = pytest.importorskip("ase")
+    with pytest.raises(CrystalError, match="periodic along"):
+        canonicalize(ase.Atoms("Fe", cell=[3, 3, 3]))
+    structure = crystals["rutile"]
+    atoms = ase.Atoms(
+        numbers=structure.atomic_numbers, cell=structure.lattice.matrix, positions=structure.cart_coords, pbc=True
+    )
+    assert canonicalize(atoms) == canonicalize(structure)
+
+
+def test_cif_and_poscar_text_give_the_text_of_the_structure(crystals: dict[str, Structure]) -> None:
+    for name in ("rutile", "CaTiO3", "LiCoO2"):
+        expected = canonicalize(crystals[name]).text
+        assert canonicalize(crystals[name].to(fmt="cif")).text == expected
+        assert canonicalize(crystals[name].to(fmt="poscar")).text == expected
+
+
+def test_oxidation_states_do_not_matter(crystals: dict[str, Structure]) -> None:
+    charged = crystals["NaCl"].copy()
+    charged.add_oxidation_state_by_element({"Na": 1, "Cl": -1})
+    assert canonicalize(charged) == canonicalize(crystals["NaCl"])
+
+
+@pytest.mark.parametrize("symprec", [0.0, -1.0, 1.0, float("nan")])
+def test_an_unusable_symprec_is_refused(crystals: dict[str, Structure], symprec: float) -> None:
+    with pytest.raises(CrystalError, match="symprec"):
+        canonicalize(crystals["NaCl"], symprec)
