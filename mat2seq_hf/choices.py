@@ -93,6 +93,8 @@ def token_set(key: Key) -> tuple[int, ...]:
     """The token ids that a key stands for."""
     if isinstance(key, int):
         return (key,)
+    if not key or isinstance(key[0], int):
+        return key  # type: ignore[return-value]
     name, *parameters = key
     match name:
         case "heads":
@@ -107,4 +109,4 @@ def token_set(key: Key) -> tuple[int, ...]:
             return tuple(_WHOLE[number] for number in range(low, high + 1))  # type: ignore[operator,call-overload]
         case "angle":
             return _angles(*parameters)  # type: ignore[arg-type]
-    return key  # type: ignore[return-value]
+    raise AssertionError(f"unknown family of token sets: {name!r}")

@@ -50,6 +50,7 @@ _FIELD_IDS = tuple(TOKEN_IDS[f"{name}="] for name in FIELDS)
 _END_OF_FIELDS, _UNKNOWN = TOKEN_IDS[END_OF_FIELDS], TOKEN_IDS[UNKNOWN_VALUE]
 _PIECE_IDS = tuple(TOKEN_IDS[f"##{number:02d}"] for number in range(100))
 _SIGNED_IDS = tuple(TOKEN_IDS[f"{sign}{number}."] for sign in "+-" for number in range(100))
+_MOST_MASKS = 10_000  # a row of biases takes 6 kB: 60 MB
 _LENGTHS, _ANGLES = (10_000, 4_999_999), (100, 17_999)
 
 
@@ -365,7 +366,8 @@ class Grammar:
     """The grammar of canonical texts, without begin token, with end token.
 
     Token sets are numbered as they are met: ``masks[mask_id(state)]`` is ``allowed(state)``, so that a sampler can
-    keep one row of biases for each number. The number of a set with a single token is that token.
+    keep one row of biases for each number. The number of a set with a single token is that token. Above
+    ``_MOST_MASKS`` sets all others are dropped and numbered anew; ``epoch`` counts how often that happened.
 
     Args:
         max_atoms: largest primitive cell where a prompt sets no limit.
@@ -380,6 +382,7 @@ class Grammar:
     def __init__(self, max_atoms: int = MAX_ATOMS) -> None:
         self.max_atoms = max_atoms
         self.masks: list[NDArray[np.int64]] = [np.array([token]) for token in range(len(TOKENS))]
+        self.epoch = 0
         self._numbers: dict[Key, int] = {}
 
     def initial(self, prompt: Prompt | None = None) -> State:
@@ -419,6 +422,10 @@ class Grammar:
             return key
         number = self._numbers.get(key)
         if number is None:
+            if len(self.masks) >= _MOST_MASKS:
+                del self.masks[len(TOKENS) :]
+                self._numbers.clear()
+                self.epoch += 1
             tokens = np.array(sorted(token_set(key)), dtype=np.int64)
             number = int(tokens[0]) if len(tokens) == 1 else len(self.masks)
             if number == len(self.masks):
