@@ -7,6 +7,7 @@ gives crystals as well.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, SupportsIndex, SupportsInt, cast
 
 from pymatgen.core import Structure
@@ -30,7 +31,7 @@ _BEGIN = frozenset((TOKEN_IDS[PAD], TOKEN_IDS[BOS]))
 _END = TOKEN_IDS[EOS]
 
 
-def text_of_tokens(ids: list[int]) -> str:
+def text_of_tokens(ids: Sequence[int]) -> str:
     """Canonical text of a sequence of token ids.
 
     Leading ``<pad>`` and ``<s>`` are skipped, and whatever follows the first ``</s>``.

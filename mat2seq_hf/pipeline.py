@@ -1,0 +1,231 @@
+"""The task ``crystal-generation``: a formula goes in, crystals come out.
+
+``pipeline("crystal-generation")`` uses the model that ships in the package. Every sample is drawn under the grammar, so
+it has the asked composition and space group whatever the model says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList
+from transformers.pipelines.base import Pipeline
+
+from .constraints import GrammarLogitsProcessor, sequence_log_probs
+from .errors import PromptError, SchemeMismatchError
+from .grammar import Grammar
+from .prompts import Prompt
+from .samples import Sample, describe_sample
+from .vocabulary import BOS, NUMERIC_FIELDS, TOKEN_IDS
+
+__all__ = ["CrystalGenerationPipeline"]
+
+_PROMPT_FIELDS = {field.name for field in fields(Prompt)} - {"open_prefix"}
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A prompt and its place in the input, which decides its random numbers."""
+
+    index: int
+    prompt: Any
+
+
+class CrystalGenerationPipeline(Pipeline):
+    """Crystals from formulas and other wishes; see :meth:`__call__`.
+
+    Args:
+        model: a causal language model for the vocabulary of this package.
+        tokenizer: the tokenizer saved with it.
+
+    Raises:
+        SchemeMismatchError: model and tokenizer were made for different canonical forms.
+
+    Example:
+        >>> pipe = pipeline("crystal-generation")
+        >>> pipe("BaTiO3", num_return_sequences=4, seed=0)[0]["structure"].composition.reduced_formula
+        'BaTiO3'
+    """
+
+    _pipeline_calls_generate = True
+    _load_tokenizer: Any = True
+    _load_processor: Any = False
+    _load_image_processor: Any = False
+    _load_feature_extractor: Any = False
+    _default_generation_config = GenerationConfig(do_sample=True, temperature=1.0, top_k=10)
+
+    model: Any
+    tokenizer: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.device.type == "cpu" and self.model.dtype != torch.float32:
+            self.model.float()  # half precision is stored to save space, and is slow and coarse on a CPU
+        self.grammar = Grammar().compile(self.tokenizer)
+        self._check_scheme()
+
+    def _check_scheme(self) -> None:
+        settings = self.tokenizer.init_kwargs
+        self.symprec = float(settings.get("symprec", 0.01))
+        of_tokenizer = settings.get("scheme")
+        of_model = self._model_record().get("scheme")
+        if of_tokenizer != of_model:
+            raise SchemeMismatchError(
+                f"the model was trained on the scheme {of_model!r}, the tokenizer writes {of_tokenizer!r}: "
+                "load the tokenizer that was saved with the model"
+            )
+
+    def _model_record(self) -> Mapping[str, Any]:
+        return getattr(self.model.config, "mat2seq", None) or {}
+
+    def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Generate crystals.
+
+        Args:
+            inputs: a formula such as ``"BaTiO3"`` (taken as a reduced one), a :class:`Prompt`, a dict of its fields,
+                or None to generate freely; or a list, dataset or iterator of these.
+            num_return_sequences: samples for each prompt.
+            seed: makes the samples repeat, whatever was generated before.
+            batch_size: prompts sampled together.
+            formula_units, elements, n_atoms, max_atoms, space_group, crystal_system, properties, condition: fields of
+                :class:`Prompt` for all prompts; a property such as ``band_gap=1.1`` can be named directly.
+            temperature, top_k, ...: anything ``model.generate`` takes. What is not given comes from the model's
+                generation_config.
+
+        Returns:
+            for one prompt a list of :class:`Sample` dicts, for several a list of such lists, for an iterator an
+            iterator over such lists.
+
+        Raises:
+            FormulaError, PromptError: what is asked cannot be read or cannot be fulfilled.
+        """
+        requests: Any
+        if inputs is None or isinstance(inputs, (str, Mapping, Prompt)) or not isinstance(inputs, Iterable):
+            requests = _Request(0, inputs)
+        else:
+            requests = (_Request(index, prompt) for index, prompt in enumerate(inputs))
+        if isinstance(inputs, Sized) and isinstance(requests, Iterator):
+            requests = list(requests)
+            wishes = {**self._preprocess_params, **self._sanitize_parameters(**kwargs)[0]}
+            for request in requests:  # a mistake in the last prompt shows before the first one is sampled
+                self.prompt(request.prompt, **wishes)
+            if not requests:
+                return []
+        return super().__call__(requests, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _sanitize_parameters(
+        self, seed: int | None = None, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        wishes = {name: kwargs.pop(name) for name in _PROMPT_FIELDS & kwargs.keys()}
+        named = {name: kwargs.pop(name) for name in NUMERIC_FIELDS if name in kwargs}
+        if named:
+            wishes["properties"] = {**dict(wishes.get("properties", {})), **named}
+        if seed is not None:
+            kwargs["seed"] = seed
+        return wishes, kwargs, {}
+
+    def preprocess(self, input_: _Request, **wishes: Any) -> dict[str, Any]:
+        """Token ids that every answer to one prompt begins with, shape (1, length), and the prompt itself."""
+        prompt = self.prompt(input_.prompt, **wishes)
+        ids = [TOKEN_IDS[BOS], *self.grammar.forced_prefix(prompt)]
+        if len(ids) >= self._context():
+            raise PromptError(
+                f"the prompt alone takes {len(ids)} tokens, the model reads {self._context()}: ask for less"
+            )
+        return {
+            "input_ids": torch.tensor([ids]),
+            "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+            "prompt": prompt,
+            "index": input_.index,
+        }
+
+    def prompt(self, asked: Any = None, **wishes: Any) -> Prompt:
+        """The prompt for an input and further wishes, checked.
+
+        Raises:
+            FormulaError, PromptError: it cannot be read, cannot be fulfilled, or is nothing the model was trained for.
+        """
+        if isinstance(asked, Prompt):
+            prompt = replace(asked, **wishes)
+        elif isinstance(asked, Mapping):
+            if unknown := asked.keys() - _PROMPT_FIELDS:
+                raise PromptError(
+                    f"unknown field {', '.join(map(repr, sorted(unknown)))} in the prompt {dict(asked)}; "
+                    f"there are {', '.join(sorted(_PROMPT_FIELDS))}"
+                )
+            prompt = Prompt(**{**asked, **wishes})
+        elif asked is None or isinstance(asked, str):
+            prompt = Prompt(**{**({} if asked is None else {"formula": asked}), **wishes})
+        else:
+            raise PromptError(f"a prompt is a formula, a Prompt, a dict or None, not {type(asked).__name__}: {asked!r}")
+        self._check_fields(prompt)
+        self.grammar.initial(prompt)
+        return prompt
+
+    def _check_fields(self, prompt: Prompt) -> None:
+        """Refuse prefix fields that the model has never seen: it would answer at random."""
+        trained = self._model_record().get("fields", ())
+        wanted = [name for name, _ in prompt.properties]
+        if prompt.condition:
+            wanted += [n for n in ("space_group", "crystal_system", "elements", "n_atoms") if getattr(prompt, n)]
+        if unknown := [name for name in wanted if name not in trained]:
+            raise PromptError(
+                f"the model was not trained with the prefix field {', '.join(unknown)} "
+                f"(it knows {', '.join(trained) or 'none'}); leave it out or use a model that was"
+            )
+
+    def _context(self) -> int:
+        return int(self.model.config.max_position_embeddings)
+
+    def _forward(  # type: ignore[override]
+        self, input_tensors: dict[str, Any], num_return_sequences: int = 1, seed: int | None = None, **generate: Any
+    ) -> dict[str, Any]:
+        """Sample; ids of all samples have shape (prompts, num_return_sequences, length), padded on both sides."""
+        ids, mask = input_tensors["input_ids"], input_tensors["attention_mask"]
+        asked, index = input_tensors["prompt"], input_tensors["index"]
+        prompts, first = (asked, index[0]) if isinstance(asked, list) else ([asked], index)
+        every = [prompt for prompt in prompts for _ in range(num_return_sequences)]
+        start = ids.shape[1]
+        processor = GrammarLogitsProcessor(prompts, self.grammar)
+        arguments = self._prepare_generate_kwargs(generate, num_return_sequences=num_return_sequences)
+        arguments["logits_processor"] = LogitsProcessorList([processor, *generate.get("logits_processor", ())])
+        if self._get_set_generation_params(generate).keys().isdisjoint({"max_length", "max_new_tokens"}):
+            arguments["max_new_tokens"] = self._context() - start
+        with _random_numbers(seed, first, self.device):
+            sequences = self.model.generate(input_ids=ids, attention_mask=mask, **arguments)
+        rows = [row[row.index(TOKEN_IDS[BOS]) :] for row in sequences.tolist()]
+        given = mask.sum(1).repeat_interleave(num_return_sequences).tolist()
+        scores = sequence_log_probs(self.model, rows, every, given, grammar=self.grammar)
+        shape = (len(prompts), num_return_sequences)
+        return {
+            "sequences": sequences.reshape(*shape, -1),
+            "log_prob": torch.tensor([score.log_prob for score in scores]).reshape(shape),
+            "log_prob_raw": torch.tensor([score.log_prob_raw for score in scores]).reshape(shape),
+            "prompt": prompts,
+        }
+
+    def postprocess(self, model_outputs: dict[str, Any]) -> list[Sample]:  # type: ignore[override]
+        """Samples of one prompt as dicts."""
+        prompt = model_outputs["prompt"]
+        if isinstance(prompt, list):
+            (prompt,) = prompt
+        values = (model_outputs[name][0].tolist() for name in ("sequences", "log_prob", "log_prob_raw"))
+        return [
+            describe_sample(ids, prompt, log_prob=log_prob, log_prob_raw=log_prob_raw, symprec=self.symprec)
+            for ids, log_prob, log_prob_raw in zip(*values, strict=True)
+        ]
+
+
+@contextmanager
+def _random_numbers(seed: int | None, index: int, device: torch.device) -> Iterator[None]:
+    """Random numbers that depend on seed and index alone; the caller's own go on undisturbed afterwards."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed * 1_000_003 + index)  # a prime, so that neighbouring seeds share no stream
+        yield

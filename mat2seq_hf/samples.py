@@ -1,0 +1,123 @@
+"""What a sampled sequence is: the crystal it stands for, and whether it is one that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypedDict
+
+from .canonical import CanonicalCrystal
+from .cif import cif_text
+from .elements import ORDER
+from .errors import DecodeError, Mat2SeqError
+from .prompts import Plan, Prompt, make_plan
+from .tokenizer import text_of_tokens
+from .vocabulary import EOS, TOKEN_IDS
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+__all__ = ["MIN_DISTANCE", "Sample", "describe_sample"]
+
+#: A valid crystal has no two atoms nearer to each other than this, in angstrom.
+MIN_DISTANCE = 0.5
+
+
+class Sample(TypedDict):
+    """One answer of the generator.
+
+    Attributes:
+        structure: primitive cell; None if the text is no crystal, as are cif, canonical_text, formula, space_group.
+        cif: CIF text with the stated symmetry.
+        text: the sequence as sampled, prompt included.
+        canonical_text: the sequence of the crystal after canonicalising it again; equal for equal crystals. None also
+            for what cannot be canonicalised, such as overlapping atoms.
+        formula: of the primitive cell, such as ``"Ba1 Ti1 O3"``.
+        space_group: as stated in the text, such as ``"Pm-3m"``.
+        log_prob: natural logarithm of the probability of what follows the prompt, at temperature 1, renormalised over
+            what the grammar allows.
+        log_prob_raw: the same without the grammar.
+        finished: whether the sequence was ended.
+        valid: finished, a crystal, the asked one, and all interatomic distances above 0.5 angstrom.
+        reason: why it is not valid, else None.
+    """
+
+    structure: Structure | None
+    cif: str | None
+    text: str
+    canonical_text: str | None
+    formula: str | None
+    space_group: str | None
+    log_prob: float
+    log_prob_raw: float
+    finished: bool
+    valid: bool
+    reason: str | None
+
+
+def describe_sample(
+    ids: Sequence[int], prompt: Prompt, *, log_prob: float, log_prob_raw: float, symprec: float = 0.01
+) -> Sample:
+    """Read a sampled sequence and judge it. Never raises for what a model may have written.
+
+    Args:
+        ids: token ids, shape (n,), prompt included; padding and ``<s>`` in front are skipped.
+        prompt: what was asked.
+        log_prob, log_prob_raw: see :class:`Sample`.
+        symprec: tolerance in angstrom for the canonical text.
+    """
+    sample = Sample(
+        structure=None,
+        cif=None,
+        text="",
+        canonical_text=None,
+        formula=None,
+        space_group=None,
+        log_prob=log_prob,
+        log_prob_raw=log_prob_raw,
+        finished=TOKEN_IDS[EOS] in ids,
+        valid=False,
+        reason=None,
+    )
+    try:
+        sample["text"] = text_of_tokens(ids)
+        crystal = CanonicalCrystal.from_text(sample["text"])
+        structure = crystal.to_structure()
+    except DecodeError as error:
+        sample["reason"] = str(error) if sample["finished"] else f"cut off at {len(ids)} tokens: {error}"
+        return sample
+    sample["structure"], sample["cif"] = structure, cif_text(crystal)
+    sample["formula"], sample["space_group"] = crystal.formula, crystal.space_group
+    with suppress(Mat2SeqError):
+        sample["canonical_text"] = crystal.canonical(symprec).text
+    complaint = _mismatch(make_plan(prompt), crystal) or _too_close(structure)
+    if not sample["finished"]:
+        complaint = f"cut off at {len(ids)} tokens, before the end token"
+    sample["valid"], sample["reason"] = complaint is None, complaint
+    return sample
+
+
+def _mismatch(plan: Plan, crystal: CanonicalCrystal) -> str | None:
+    """How a crystal differs from what was asked, independent of the grammar that should have prevented it."""
+    counts = crystal.composition
+    atoms = sum(counts.values())
+    if crystal.space_group_number not in plan.groups:
+        return f"the space group {crystal.space_group} was not asked for"
+    if plan.ranks is not None and tuple(ORDER[element] for element in counts) != plan.ranks:
+        return f"the elements of {crystal.formula} are not the ones asked for"
+    if plan.ratio is not None and tuple(counts.values()) not in {
+        tuple(count * units for count in plan.ratio) for units in plan.units
+    }:
+        return f"{crystal.formula} is not the formula asked for"
+    if not plan.low <= atoms <= plan.high:
+        return f"{atoms} atoms in the primitive cell, asked for {plan.low} to {plan.high}"
+    return None
+
+
+def _too_close(structure: Structure) -> str | None:
+    first, second, _, distances = structure.get_neighbor_list(MIN_DISTANCE)
+    if len(distances) == 0:
+        return None
+    pair = distances.argmin()
+    names = [f"site {site} ({structure[site].specie})" for site in (int(first[pair]), int(second[pair]))]
+    return f"{names[0]} and {names[1]} are {distances[pair]:.3f} angstrom apart, at least {MIN_DISTANCE} is needed"
