@@ -6,6 +6,7 @@ A set has a short hashable *key*, so that it is spelled out once (:func:`token_s
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from .coordinates import Values
 from .grid import COORDINATE_GRID, FRACTIONS, coordinate_word
@@ -14,7 +15,7 @@ from .vocabulary import TOKEN_IDS
 __all__ = ["Key", "angle_key", "coordinate_key", "length_key", "token_set", "whole_angle"]
 
 #: A token id (the only choice), a tuple of token ids, or the name of a family of sets followed by its parameters.
-Key = int | tuple[object, ...]
+Key = int | tuple[Any, ...]
 
 _HEAD = COORDINATE_GRID // 100  # grid points that share their first two decimals
 _FRACTIONS = tuple(sorted(FRACTIONS))
@@ -98,15 +99,15 @@ def token_set(key: Key) -> tuple[int, ...]:
     name, *parameters = key
     match name:
         case "heads":
-            return _heads(*parameters)  # type: ignore[arg-type]
+            return _heads(*parameters)
         case "tails":
-            return _tails(*parameters)  # type: ignore[arg-type]
+            return _tails(*parameters)
         case "pieces":
             low, high = parameters
-            return _PIECES[low : high + 1]  # type: ignore[operator,misc]
+            return _PIECES[low : high + 1]
         case "whole":
             low, high = parameters
-            return tuple(_WHOLE[number] for number in range(low, high + 1))  # type: ignore[operator,call-overload]
+            return tuple(_WHOLE[number] for number in range(low, high + 1))
         case "angle":
-            return _angles(*parameters)  # type: ignore[arg-type]
+            return _angles(*parameters)
     raise AssertionError(f"unknown family of token sets: {name!r}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +32,9 @@ class MaskTable:
 
     def __init__(self, grammar: Grammar, width: int, device: torch.device, dtype: torch.dtype) -> None:
         if width < len(TOKENS):
-            raise PromptError(f"the model has {width} logits, the vocabulary {len(TOKENS)} tokens: they do not belong together")
+            raise PromptError(
+                f"the model has {width} logits, the vocabulary {len(TOKENS)} tokens: they do not belong together"
+            )
         self.grammar = grammar
         self.width = width
         self.rows = torch.empty((0, width), device=device, dtype=dtype)
@@ -66,7 +69,7 @@ class MaskTable:
         return np.array(numbers, dtype=np.int64)
 
 
-class GrammarLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
+class GrammarLogitsProcessor(LogitsProcessor):
     """Masks every token with which a text could not be ended as the prompt asks.
 
     Works in ``model.generate`` with sampling, greedy and beam search and ``num_return_sequences``; make one for each
@@ -110,7 +113,8 @@ class GrammarLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         """Bring the states up to date: one token on where the rows go on as they were, else wherever they fit."""
         seen = self._seen
         if ids.shape == (seen.shape[0], seen.shape[1] + 1) and np.array_equal(ids[:, :-1], seen):
-            self._states = [self._next(state, token) for state, token in zip(self._states, ids[:, -1].tolist(), strict=True)]
+            pairs = zip(self._states, ids[:, -1].tolist(), strict=True)
+            self._states = [self._next(state, token) for state, token in pairs]
         else:
             self._states = self._reordered(ids)
         self._seen = ids.copy()
@@ -130,12 +134,14 @@ class GrammarLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         if len(ids) % len(self.prompts):
             raise PromptError(f"{len(ids)} rows cannot be shared out among {len(self.prompts)} prompts")
         share = len(ids) // len(self.prompts)
-        known = {(row // share, ids_before.tobytes()): state for row, (ids_before, state) in enumerate(zip(self._seen, self._states, strict=True))} if len(self._seen) == len(ids) else {}
+        known: dict[tuple[int, bytes], State] = {}
+        if len(self._seen) == len(ids):
+            known = {(row // share, before.tobytes()): self._states[row] for row, before in enumerate(self._seen)}
         states = []
         for row, tokens in enumerate(ids):
-            before = known.get((row // share, tokens[:-1].tobytes()))
-            if before is not None:
-                states.append(self._next(before, int(tokens[-1])))
+            state = known.get((row // share, tokens[:-1].tobytes()))
+            if state is not None:
+                states.append(self._next(state, int(tokens[-1])))
             else:
                 states.append(self._rescan(self._initial[row // share], tokens.tolist()))
         return states
@@ -179,8 +185,8 @@ def sequence_log_probs(
         grammar: as used for sampling.
         batch_size: sequences in one forward pass.
 
-    Raises:
-        DecodeError: a sequence does not follow the grammar of its prompt.
+    Returns:
+        one result a sequence. ``log_prob`` is -inf where a sequence does not follow the grammar of its prompt.
     """
     grammar = grammar or Grammar()
     cut = [_until_end(list(sequence)) for sequence in sequences]
@@ -192,8 +198,9 @@ def sequence_log_probs(
         table = MaskTable(grammar, logits.shape[-1], logits.device, logits.dtype)
         for row, index in enumerate(batch):
             first = prompt_lengths[index]
-            states = _states_along(grammar, prompts[index], cut[index])[first - 1 :]
-            results[index] = _log_prob(logits[row, first - 1 : len(cut[index]) - 1], cut[index][first:], table, states)
+            states = _states_along(grammar, prompts[index], cut[index])
+            before = None if states is None else states[first - 1 :]
+            results[index] = _log_prob(logits[row, first - 1 : len(cut[index]) - 1], cut[index][first:], table, before)
     return [result for result in results if result is not None]
 
 
@@ -201,11 +208,14 @@ def _until_end(sequence: list[int]) -> list[int]:
     return sequence[: sequence.index(_EOS) + 1] if _EOS in sequence else sequence
 
 
-def _states_along(grammar: Grammar, prompt: Prompt, sequence: list[int]) -> list[State]:
-    """State before each token of a sequence but the first one, ``<s>``."""
+def _states_along(grammar: Grammar, prompt: Prompt, sequence: list[int]) -> list[State] | None:
+    """State before each token of a sequence but the first one, ``<s>``; None if a token cannot follow."""
     states = [grammar.initial(prompt)]
-    for token in sequence[1:]:
-        states.append(grammar.advance(states[-1], token))
+    try:
+        for token in sequence[1:]:
+            states.append(grammar.advance(states[-1], token))
+    except DecodeError:
+        return None
     return states[:-1]
 
 
@@ -222,9 +232,10 @@ def _logits(model: PreTrainedModel, batch: Sequence[Sequence[int]]) -> torch.Ten
     return output.logits.float()  # type: ignore[no-any-return]
 
 
-def _log_prob(logits: torch.Tensor, tokens: list[int], table: MaskTable, states: Iterable[State]) -> LogProb:
+def _log_prob(logits: torch.Tensor, tokens: list[int], table: MaskTable, states: list[State] | None) -> LogProb:
     chosen = torch.tensor(tokens, device=logits.device)[:, None]
-    numbers = torch.from_numpy(table.numbers(list(states))).to(logits.device)
-    raw = logits.log_softmax(-1).gather(1, chosen).sum()
-    allowed = (logits + table.rows[numbers]).log_softmax(-1).gather(1, chosen).sum()
-    return LogProb(float(allowed), float(raw))
+    raw = float(logits.log_softmax(-1).gather(1, chosen).sum())
+    if states is None:
+        return LogProb(-math.inf, raw)
+    numbers = torch.from_numpy(table.numbers(states)).to(logits.device)
+    return LogProb(float((logits + table.rows[numbers]).log_softmax(-1).gather(1, chosen).sum()), raw)

@@ -140,7 +140,7 @@ class FreePosition:
 
     def _select(self, index: int, known: tuple[int, ...]) -> _Congruences | None:
         unknown = [i for i in range(len(self.axes)) if i != index and i not in known]
-        uses = self.systems.any(axis=1)
+        uses = (self.systems != 0).any(axis=1)
         chosen = uses[:, index] & ~uses[:, unknown].any(axis=1)
         if not chosen.any():
             return None

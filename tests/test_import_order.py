@@ -16,7 +16,18 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 CORE = (
     *("errors", "elements", "tables", "wyckoff", "grid", "vocabulary", "sequence", "operations", "reduction", "cell"),
-    *("symmetry", "normalizer", "canonical", "cif", "coordinates", "feasibility", "prompts", "choices", "grammar"),
+    *(
+        "symmetry",
+        "normalizer",
+        "canonical",
+        "cif",
+        "coordinates",
+        "feasibility",
+        "prompts",
+        "choices",
+        "states",
+        "grammar",
+    ),
     *("tokenizer", "constraints", "presets", "samples", "pipeline"),
 )
 #: Modules and folders that only the installed package needs, from the bottom up.

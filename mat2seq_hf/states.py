@@ -1,0 +1,395 @@
+"""States of the grammar: what is written, what can follow, and where a token leads.
+
+A state is a small hashable value. A run of tokens without a choice (tied lattice parameters, dependent coordinates,
+the next element) is a :class:`Forced` state, so a caller can append it without asking a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import NamedTuple
+
+from .choices import Key, angle_key, coordinate_key, length_key
+from .coordinates import Need, Point, Values, free_position, has_room, next_values, orbit_points
+from .elements import ELEMENTS
+from .feasibility import next_letters, trailing_sites
+from .grid import COORDINATE_GRID, angle_word, coordinate_word, length_word, parse_coordinate
+from .operations import crystal_system, points_per_primitive
+from .prompts import Plan
+from .vocabulary import (
+    CRYSTAL_SYSTEMS,
+    END_OF_FIELDS,
+    EOS,
+    FIELDS,
+    MAX_ATOMS,
+    NUMERIC_FIELDS,
+    TOKEN_IDS,
+    TOKENS,
+    UNKNOWN_VALUE,
+    group_word,
+    tokenize,
+)
+from .wyckoff import wyckoff_positions
+
+__all__ = [
+    "Coordinate",
+    "Done",
+    "Fields",
+    "Forced",
+    "Formula",
+    "Lattice",
+    "Place",
+    "State",
+    "initial_state",
+    "next_key",
+    "next_state",
+]
+
+_ELEMENT_IDS = tuple(TOKEN_IDS[symbol] for symbol in ELEMENTS)
+_RANKS = {token: rank for rank, token in enumerate(_ELEMENT_IDS)}
+_COUNT_IDS = {count: TOKEN_IDS[f"##{count}"] for count in range(1, 100)}
+_COUNTS = {token: count for count, token in _COUNT_IDS.items()}
+_DIGIT_IDS = tuple(TOKEN_IDS[f"##{digit}"] for digit in range(10))  # last digit of a count above 99
+_GROUP_IDS = {number: TOKEN_IDS[group_word(number)] for number in range(1, 231)}
+_GROUPS = {token: number for number, token in _GROUP_IDS.items()}
+_FIELD_IDS = tuple(TOKEN_IDS[f"{name}="] for name in FIELDS)
+_END_OF_FIELDS, _UNKNOWN = TOKEN_IDS[END_OF_FIELDS], TOKEN_IDS[UNKNOWN_VALUE]
+_PIECE_IDS = tuple(TOKEN_IDS[f"##{number:02d}"] for number in range(100))
+_SIGNED_IDS = tuple(TOKEN_IDS[f"{sign}{number}."] for sign in "+-" for number in range(100))
+_LENGTHS, _ANGLES = (10_000, 4_999_999), (100, 17_999)  # 1e-4 angstrom, 1e-2 degree
+_ROOM = 100  # how far, in 1e-2 degree, three angles must stay from those of a flat cell
+
+
+class Crystal(NamedTuple):
+    """Space group and formula: ranks of the elements and their counts in the primitive cell."""
+
+    number: int
+    ranks: tuple[int, ...]
+    counts: tuple[int, ...]
+
+
+class Done(NamedTuple):
+    """The text is complete and its end token is written."""
+
+
+class Forced(NamedTuple):
+    """A run of tokens without a choice, and the state after it."""
+
+    tokens: tuple[int, ...]
+    then: State
+
+
+class Fields(NamedTuple):
+    """Prefix fields of any value: tokens since the last field began, and the index of that field."""
+
+    plan: Plan
+    field: int
+    written: tuple[int, ...]
+
+
+class Formula(NamedTuple):
+    """The formula so far; the count of the last element is still to come if there are more ranks than counts.
+
+    ``head`` is the two-digit piece of a count to which a third digit may be added, else 0.
+    """
+
+    plan: Plan
+    ranks: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()
+    head: int = 0
+
+
+class Lattice(NamedTuple):
+    """A free lattice parameter between ``low`` and ``high``, its pieces so far, and the parameters before it."""
+
+    crystal: Crystal
+    values: tuple[int, ...]
+    low: int
+    high: int
+    pieces: tuple[int, ...]
+
+
+class Place(NamedTuple):
+    """The Wyckoff position of the next site is to come.
+
+    Attributes:
+        crystal: space group and formula.
+        element: index of the current element.
+        left: its atoms still to be placed, in the primitive cell.
+        letter: index of the letter of its last site, -1 if it has none.
+        used: bit set of the letters of fixed positions that are taken.
+        placed: letter and point of every site on a free position, in order.
+    """
+
+    crystal: Crystal
+    element: int
+    left: int
+    letter: int
+    used: int
+    placed: tuple[tuple[int, Point], ...]
+
+
+class Coordinate(NamedTuple):
+    """A free coordinate: what is known of the point, the values allowed next, the first two decimals if written."""
+
+    place: Place  # as it is once the site is written, its point excepted
+    need: Need
+    known: Point
+    values: Values
+    head: int | None
+
+
+State = Done | Forced | Fields | Formula | Lattice | Place | Coordinate
+
+
+def _forced(tokens: Iterable[int], then: State) -> State:
+    """``then`` after ``tokens``, joined with the forced run that it may begin with."""
+    tokens = tuple(tokens)
+    if isinstance(then, Forced):
+        return Forced(tokens + then.tokens, then.then)
+    return Forced(tokens, then) if tokens else then
+
+
+@lru_cache(maxsize=1 << 14)
+def _formula_choices(state: Formula) -> tuple[int, ...]:
+    plan, ranks, counts, head = state
+    if len(ranks) == len(counts):
+        elements = tuple(_ELEMENT_IDS[rank] for rank in plan.next_ranks(ranks, counts))
+        return elements + tuple(_GROUP_IDS[number] for number in (plan.open_groups(counts) if counts else ()))
+    allowed = plan.next_counts(ranks[-1], counts)
+    if not head:
+        return tuple({_COUNT_IDS[count if count < 100 else count // 10]: None for count in allowed})
+    longer = tuple(_DIGIT_IDS[count % 10] for count in allowed if count >= 100 and count // 10 == head)
+    return longer + (_formula_choices(Formula(plan, ranks, (*counts, head))) if head in allowed else ())
+
+
+def _after_formula(state: Formula, token: int) -> State:
+    plan, ranks, counts, head = state
+    if head:
+        if token in _DIGIT_IDS:
+            return Formula(plan, ranks, (*counts, head * 10 + _DIGIT_IDS.index(token)))
+        counts = (*counts, head)
+    if token in _RANKS:
+        return Formula(plan, (*ranks, _RANKS[token]), counts)
+    if token in _GROUPS:
+        return _next_parameter(Crystal(_GROUPS[token], ranks, counts), ())
+    count = _COUNTS[token]
+    longer = any(larger >= 100 and larger // 10 == count for larger in plan.next_counts(ranks[-1], counts))
+    return Formula(plan, ranks, counts, count) if longer else Formula(plan, ranks, (*counts, count))
+
+
+def _field_choices(state: Fields) -> tuple[int, ...]:
+    """Tokens that can follow in free prefix fields; the first field may be missing altogether."""
+    written = state.written
+    if state.field < 0:
+        return (*_FIELD_IDS, *_formula_choices(Formula(state.plan)))
+    name = FIELDS[state.field]
+    more = (*_FIELD_IDS[state.field + 1 :], _END_OF_FIELDS)
+    if name in NUMERIC_FIELDS:
+        if not written:
+            return (_UNKNOWN, *_SIGNED_IDS)
+        return more if written[-1] not in _SIGNED_IDS else _PIECE_IDS
+    if name == "elements":
+        if not written:
+            return (_UNKNOWN, *_ELEMENT_IDS)
+        return more if written[-1] == _UNKNOWN else (*_ELEMENT_IDS[_RANKS[written[-1]] + 1 :], *more)
+    values: dict[str, Iterable[int]] = {
+        "space_group": _GROUP_IDS.values(),
+        "crystal_system": (TOKEN_IDS[system] for system in CRYSTAL_SYSTEMS),
+        "n_atoms": _COUNT_IDS.values(),
+    }
+    if name == "n_atoms" and len(written) == 1 and 10 <= _COUNTS.get(written[0], 0) <= MAX_ATOMS // 10:
+        return (*_DIGIT_IDS, *more)
+    return more if written else (_UNKNOWN, *values[name])
+
+
+def _after_field(state: Fields, token: int) -> State:
+    if token == _END_OF_FIELDS:
+        return Formula(state.plan)
+    if token in _FIELD_IDS:
+        return Fields(state.plan, _FIELD_IDS.index(token), ())
+    if state.field < 0:
+        return _after_formula(Formula(state.plan), token)
+    return Fields(state.plan, state.field, (*state.written, token))
+
+
+def _parameter(system: str, values: tuple[int, ...]) -> int | tuple[int, int]:
+    """The next of a, b, c, alpha, beta, gamma: its only value, or its range."""
+    index = len(values)
+    if index < 3:
+        if index and (system == "cubic" or (index == 1 and system in ("tetragonal", "trigonal", "hexagonal"))):
+            return values[0]
+        return (values[-1] if index and system == "triclinic" else _LENGTHS[0], _LENGTHS[1])
+    if system == "triclinic":
+        return _triclinic_angle(values[3:])
+    if system == "monoclinic" and index == 4:
+        return (9000, _ANGLES[1])
+    return 12000 if index == 5 and system in ("trigonal", "hexagonal") else 9000
+
+
+def _triclinic_angle(values: tuple[int, ...]) -> tuple[int, int]:
+    """Range in which the cell has a volume: ``|alpha - beta| < gamma < min(alpha + beta, 360 - alpha - beta)``.
+
+    Strictly speaking the grammar keeps ``_ROOM`` from these limits. For beta it is the range that leaves some gamma.
+    """
+    low, high = _ANGLES[0], 18000 - _ROOM
+    if not values:
+        return low, high
+    alpha = values[0]
+    if len(values) == 1:
+        return low, min(high, 36000 - _ROOM - low - alpha)
+    beta = values[1]
+    return max(low, abs(alpha - beta) + _ROOM), min(high, alpha + beta - _ROOM, 36000 - alpha - beta - _ROOM)
+
+
+def _next_parameter(crystal: Crystal, values: tuple[int, ...]) -> State:
+    """State in which the next free lattice parameter, or the first site, is to come."""
+    system = crystal_system(crystal.number)
+    tokens: list[int] = []
+    while len(values) < 6:
+        parameter = _parameter(system, values)
+        if isinstance(parameter, tuple):
+            return _forced(tokens, Lattice(crystal, values, *parameter, ()))
+        tokens += tokenize(length_word(parameter) if len(values) < 3 else angle_word(parameter))
+        values = (*values, parameter)
+    first = Place(crystal, 0, crystal.counts[0], -1, 0, ())
+    return _forced([*tokens, _ELEMENT_IDS[crystal.ranks[0]]], first)
+
+
+def _lattice_key(state: Lattice) -> Key:
+    whole = state.pieces[0] if state.pieces else None
+    if len(state.values) >= 3:
+        return angle_key(state.low, state.high, whole)
+    return length_key(state.low, state.high, whole, state.pieces[1] if len(state.pieces) > 1 else None)
+
+
+def _after_lattice(state: Lattice, token: int) -> State:
+    word = TOKENS[token]
+    is_angle = len(state.values) >= 3
+    if word in ("90", "120"):
+        return _next_parameter(state.crystal, (*state.values, int(word) * 100))
+    pieces = (*state.pieces, int(word.strip("#.")))
+    if len(pieces) < (2 if is_angle else 3):
+        return state._replace(pieces=pieces)
+    value = 0
+    for piece in pieces:
+        value = value * 100 + piece
+    return _next_parameter(state.crystal, (*state.values, value))
+
+
+@lru_cache(maxsize=4096)
+def _letters(number: int) -> dict[int, int]:
+    """Letter index of each Wyckoff token of a space group."""
+    return {TOKEN_IDS[p.name]: index for index, p in enumerate(wyckoff_positions(number))}
+
+
+def _place_choices(state: Place) -> tuple[int, ...]:
+    number, later = state.crystal.number, state.crystal.counts[state.element + 1 :]
+    letters = next_letters(number, state.left, max(state.letter, 0), state.used, later)
+    positions = wyckoff_positions(number)
+    if state.letter in letters and not has_room(number, state.letter, _occupy(state, state.letter)[1]):
+        letters = tuple(letter for letter in letters if letter != state.letter)
+    return tuple(TOKEN_IDS[positions[letter].name] for letter in letters)
+
+
+def _occupy(state: Place, letter: int) -> tuple[Place, Need]:
+    """Book-keeping once a site is on this letter, and what its coordinates must respect."""
+    number, counts = state.crystal.number, state.crystal.counts
+    position = wyckoff_positions(number)[letter]
+    left = state.left - position.multiplicity // points_per_primitive(number)
+    is_free = position.freedom > 0
+    used = state.used if is_free else state.used | 1 << letter
+    place = state._replace(left=left, letter=letter, used=used)
+    same = [point for at, point in state.placed if at == letter]
+    need = Need(
+        after=same[-1] if letter == state.letter and is_free else None,
+        trailing=trailing_sites(number, left, letter, used, counts[state.element + 1 :]) if is_free else 0,
+        taken=frozenset().union(*(orbit_points(number, letter, point) for point in same)),
+        is_first=not state.placed and not state.used,
+    )
+    return place, need
+
+
+def _next_coordinate(place: Place, need: Need, known: Point) -> State:
+    """State after the entries of a point that are known: its next free coordinate, or the next site."""
+    position = wyckoff_positions(place.crystal.number)[place.letter]
+    if position.freedom == 0:
+        words = (coordinate_word(shift * COORDINATE_GRID // 24) for shift in position.shift24)
+        return _forced(tokenize(" ".join(words)), _next_site(place))
+    free = free_position(place.crystal.number, place.letter)
+    start = free.axes[len(known) - 1] + 1 if known else 0
+    stop = free.axes[len(known)] if len(known) < len(free.axes) else 3
+    words = (coordinate_word(free.coordinate(axis, known)) for axis in range(start, stop))
+    if stop == 3:
+        after = _next_site(place._replace(placed=(*place.placed, (place.letter, known))))
+    else:
+        values = next_values(place.crystal.number, place.letter, need, known)
+        after = Coordinate(place, need, known, values, None)
+    return _forced(tokenize(" ".join(words)), after)
+
+
+def _next_site(place: Place) -> State:
+    crystal = place.crystal
+    if place.left:
+        return Forced((_ELEMENT_IDS[crystal.ranks[place.element]],), place)
+    element = place.element + 1
+    if element == len(crystal.ranks):
+        return Forced((TOKEN_IDS[EOS],), Done())
+    after = place._replace(element=element, left=crystal.counts[element], letter=-1)
+    return Forced((_ELEMENT_IDS[crystal.ranks[element]],), after)
+
+
+def _after_coordinate(state: Coordinate, token: int) -> State:
+    word = TOKENS[token]
+    if state.head is not None:
+        value = parse_coordinate(f"0.{state.head:02d}{word[2:]}")
+    elif word.startswith("0."):
+        return state._replace(head=int(word[2:]))
+    else:
+        value = parse_coordinate(word)
+    return _next_coordinate(state.place, state.need, (*state.known, value))
+
+
+def initial_state(plan: Plan) -> State:
+    """State after the begin token."""
+    if plan.prompt.open_prefix:
+        return Fields(plan, -1, ())
+    return _forced(plan.prefix, Formula(plan))
+
+
+def next_key(state: State) -> Key:
+    """Key of the set of tokens that can follow (see :func:`~mat2seq_hf.choices.token_set`)."""
+    match state:
+        case Forced():
+            return state.tokens[0]
+        case Coordinate():
+            return coordinate_key(state.values, state.head)
+        case Lattice():
+            return _lattice_key(state)
+        case Place():
+            return _place_choices(state)
+        case Formula():
+            return _formula_choices(state)
+        case Fields():
+            return _field_choices(state)
+        case Done():
+            return ()
+
+
+def next_state(state: State, token: int) -> State:
+    """State after a token of the set that :func:`next_key` names; it is not checked."""
+    match state:
+        case Forced():
+            return Forced(state.tokens[1:], state.then) if len(state.tokens) > 1 else state.then
+        case Coordinate():
+            return _after_coordinate(state, token)
+        case Lattice():
+            return _after_lattice(state, token)
+        case Place():
+            return _next_coordinate(*_occupy(state, _letters(state.crystal.number)[token]), ())
+        case Formula():
+            return _after_formula(state, token)
+        case Fields():
+            return _after_field(state, token)
+    raise AssertionError("nothing follows the end")
