@@ -96,7 +96,7 @@ def _from_text(text: str) -> Cell:
                 structure = CifParser.from_str(text).parse_structures(primitive=False, check_occu=True)[0]
             else:
                 structure = Poscar.from_str(text).structure
-        except Exception as error:  # noqa: BLE001 - the parsers raise nearly every type on broken text
+        except Exception as error:  # the parsers raise nearly every type on broken text
             start = " ".join(text.split())[:60]
             raise CrystalError(
                 f"the text is no crystal: read as {kind} it fails with {type(error).__name__}: {error}; "

@@ -194,7 +194,7 @@ def _finite_settings(number: int) -> tuple[Setting, ...]:
 def _small_unimodular() -> Integers:
     """All integer matrices with entries -1, 0, 1 and determinant +1, shape (n, 3, 3)."""
     matrices = np.array(list(product((-1, 0, 1), repeat=9)), dtype=np.int64).reshape(-1, 3, 3)
-    return matrices[np.rint(np.linalg.det(matrices)) == 1]
+    return np.asarray(matrices[np.rint(np.linalg.det(matrices)) == 1], dtype=np.int64)
 
 
 @lru_cache(maxsize=1)
@@ -250,16 +250,16 @@ def _cosines_agree(metrics: Floats) -> NDArray[np.bool_]:
 def _shortest(bases: Integers, metric: Floats, weights: Floats) -> Integers:
     metrics = np.einsum("nji,jk,nkl->nil", bases, metric, bases)
     totals = np.einsum("nii,i->n", metrics, weights)
-    return bases[totals <= totals.min() * (1 + _SHELL)]
+    return np.asarray(bases[totals <= totals.min() * (1 + _SHELL)], dtype=np.int64)
 
 
 def _triclinic_bases(metric: Floats) -> Integers:
-    start = minkowski_basis(np.linalg.cholesky(metric)).T
+    start = minkowski_basis(np.asarray(np.linalg.cholesky(metric), dtype=np.float64)).T
     bases = _shortest(start @ _small_unimodular(), metric, np.ones(3))
     metrics = np.einsum("nji,jk,nkl->nil", bases, metric, bases)
     lengths = np.einsum("nii->ni", metrics)
     ascending = (lengths[:, :2] <= lengths[:, 1:] * (1 + _SHELL)).all(axis=1)
-    return bases[ascending & _cosines_agree(metrics)]
+    return np.asarray(bases[ascending & _cosines_agree(metrics)], dtype=np.int64)
 
 
 def _monoclinic_bases(number: int, metric: Floats) -> Integers:
@@ -269,7 +269,7 @@ def _monoclinic_bases(number: int, metric: Floats) -> Integers:
     bases = _shortest(candidates, metric, np.array([1.0, 0.0, 1.0]))
     metrics = np.einsum("nji,jk,nkl->nil", bases, metric, bases)
     cosines = metrics[:, 0, 2] / np.sqrt(metrics[:, 0, 0] * metrics[:, 2, 2])
-    return bases[cosines < _SHELL]
+    return np.asarray(bases[cosines < _SHELL], dtype=np.int64)
 
 
 @lru_cache(maxsize=4096)

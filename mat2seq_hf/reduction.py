@@ -43,7 +43,8 @@ class Cell:
 
 
 _Vector = tuple[float, float, float]
-_UNITS = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+_Row = tuple[float, _Vector, _Vector]  # squared length, vector, its coefficients (whole numbers)
+_UNITS: tuple[_Vector, ...] = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 _PLANE = tuple((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1))
 
 
@@ -75,8 +76,7 @@ def minkowski_basis(lattice: Floats) -> Integers:
     the closest vector of the plane of the other two until that no longer helps. Its result attains the successive
     minima of the lattice. Plain floats: three vectors are too few for arrays to pay.
     """
-    # Each entry: squared length, vector, its integer coefficients.
-    rows = [(_dot(v, v), v, e) for v, e in zip(map(tuple, lattice.tolist()), _UNITS, strict=True)]
+    rows: list[_Row] = [(_dot(v, v), v, e) for v, e in zip(map(tuple, lattice.tolist()), _UNITS, strict=True)]
     while True:
         (_, a, ea), (_, b, eb), (_, c, ec) = rows = sorted(rows, key=lambda row: row[0])
         if factor := round(_dot(a, b) / _dot(a, a)):
@@ -142,9 +142,7 @@ def _translations(cell: Cell, tolerance: float) -> list[tuple[Floats, Integers]]
 
 def _is_group(steps: Integers, order: int) -> bool:
     known = {tuple(step) for step in steps.tolist()}
-    return len(known) == order and all(
-        tuple((first + second) % order) in known for first in steps for second in steps
-    )
+    return len(known) == order and all(tuple((first + second) % order) in known for first in steps for second in steps)
 
 
 def _integer_basis(vectors: Integers) -> Integers:

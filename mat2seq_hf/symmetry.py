@@ -16,7 +16,7 @@ import numpy as np
 # spglib's C code writes to stderr whenever a search fails; here a failed search is tried again at a smaller tolerance.
 os.environ.setdefault("SPGLIB_WARNING", "OFF")
 
-import spglib  # noqa: E402
+import spglib
 from numpy.typing import NDArray
 
 from .operations import group_operations, points_per_primitive, primitive_basis, primitive_operations
@@ -80,7 +80,9 @@ def _origin_change(number: int) -> Floats:
     raise AssertionError(f"no shift relates the origin choices of space group {number}")
 
 
-def _orbits(cell: Cell, rotations: Integers, translations: Floats, reach: float) -> list[tuple[int, Floats, int]] | None:
+def _orbits(
+    cell: Cell, rotations: Integers, translations: Floats, reach: float
+) -> list[tuple[int, Floats, int]] | None:
     """First atom, averaged position and number of atoms of each orbit, or None where the operations do not fit."""
     inverses = np.rint(np.linalg.inv(rotations)).astype(np.int64)
     free = np.ones(len(cell), dtype=bool)
@@ -99,9 +101,10 @@ def _orbits(cell: Cell, rotations: Integers, translations: Floats, reach: float)
             return None
         # x_j - g x_i, carried back by the rotation of g: how far each image is from the perfect place of atom i
         offsets = np.einsum("gij,gj->gi", inverses, differences[rows, nearest])
-        orbit = members[np.unique(nearest)]
-        if len(rotations) % len(orbit) or (np.bincount(nearest)[np.unique(nearest)] * len(orbit) != len(rotations)).any():
+        reached, visits = np.unique(nearest, return_counts=True)
+        if (visits * len(reached) != len(rotations)).any():
             return None
+        orbit = members[reached]
         free[orbit] = False
         found.append((atom, cell.positions[atom] - offsets.mean(axis=0), len(orbit)))
     return found

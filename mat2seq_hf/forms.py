@@ -1,0 +1,196 @@
+"""Forms: a symmetrised crystal as integers, and the smallest of all its forms.
+
+A crystal with exact symmetry is described in every setting that its space group's normalizer allows
+(``normalizer.py``), with every admissible origin along polar axes, and the lexicographically smallest description is
+taken. The set of descriptions depends on the crystal alone, so its minimum does too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .elements import ATOMIC_NUMBERS, ORDER, SYMBOL_OF
+from .errors import SymmetryError
+from .grid import ANGLE_UNIT, COORDINATE_GRID, LENGTH_UNIT, quantize
+from .lattice import lattice_integers, lattice_vectors
+from .normalizer import Setting, locate, settings
+from .operations import expand_primitive, group_operations, polar_axes, primitive_basis
+from .reduction import Cell
+from .symmetry import StandardCrystal
+from .wyckoff import LETTERS, SYMBOLS, WyckoffPosition, wyckoff_positions
+
+__all__ = ["SYMBOL_OF_RANK", "Form", "canonical_form", "form_cell", "form_crystal", "unordered"]
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+SYMBOL_OF_RANK = {rank: symbol for symbol, rank in ORDER.items()}
+
+# (rank of element, index of Wyckoff letter, coordinates with polar axes first)
+SiteKey = tuple[int, int, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A description on a grid ``factor`` times finer than that of the text."""
+
+    number: int
+    lattice: tuple[int, ...]
+    sites: tuple[SiteKey, ...]
+    factor: int
+
+
+def axis_order(number: int) -> list[int]:
+    polar = polar_axes(number)
+    return [*polar, *(axis for axis in range(3) if axis not in polar)]
+
+
+def _orbit_images(crystal: StandardCrystal) -> list[Floats]:
+    rotations, translations = group_operations(crystal.number)
+    return [rotations @ point + translations / 24.0 for point in crystal.points]
+
+
+def _orbit_letters(crystal: StandardCrystal, orbits: list[Floats]) -> list[str]:
+    letters = []
+    for images, multiplicity in zip(orbits, crystal.multiplicities, strict=True):
+        for position in wyckoff_positions(crystal.number):
+            if position.multiplicity == multiplicity and locate(position, images).any():
+                letters.append(position.letter)
+                break
+        else:
+            raise SymmetryError(
+                f"an orbit of {multiplicity} atoms at {images[0].round(4).tolist()} fits no Wyckoff position of "
+                f"{SYMBOLS[crystal.number - 1]}; try a smaller symprec"
+            )
+    return letters
+
+
+def _smallest(rows: Integers, usable: NDArray[np.bool_]) -> Integers:
+    """Lexicographically smallest usable row, shape (c, n, 3) -> (c, 3)."""
+    result = np.empty((len(rows), 3), dtype=np.int64)
+    for column in range(3):
+        values = np.where(usable, rows[..., column], np.iinfo(np.int64).max)
+        result[:, column] = values.min(axis=1)
+        usable = usable & (rows[..., column] == result[:, column, None])
+    return result
+
+
+def _representatives(position: WyckoffPosition, images: Floats, order: list[int], factor: int) -> Integers:
+    """Smallest representative on the position's first triplet, axes in ``order``, for each description.
+
+    Args:
+        images: all images of one orbit in c descriptions, shape (c, n, 3).
+
+    Returns:
+        integers in units of 1 / (9600 factor), shape (c, 3), columns in ``order``.
+    """
+    grid = COORDINATE_GRID * factor
+    shift = np.array(position.shift24) * (grid // 24)
+    parameters = np.zeros(images.shape, dtype=np.int64)
+    for parameter, axis, sign in position.pivots:
+        parameters[..., parameter] = quantize(sign * (images[..., axis] - position.offset[axis]), 1.0 / grid)
+    rows = (parameters @ position.matrix.T + shift) % grid
+    return _smallest(rows[..., order], locate(position, images))
+
+
+def _polar_shifts(number: int, images: Floats) -> Floats:
+    """Shifts along the polar axes that put a point of an orbit at zero there, shape (k, 3)."""
+    shifts = np.zeros_like(images)
+    polar = list(polar_axes(number))
+    shifts[:, polar] = images[:, polar] - np.floor(images[:, polar])
+    _, first = np.unique(np.rint(shifts * 1e6).astype(np.int64) % 1_000_000, axis=0, return_index=True)
+    return shifts[first]
+
+
+def _candidates(
+    crystal: StandardCrystal, factor: int, letters: list[str], ranks: list[int]
+) -> tuple[tuple[int, ...], list[Setting], list[list[int]]]:
+    """The smallest lattice, and the settings with it that give the smallest list of Wyckoff letters."""
+    lattices: dict[bytes, tuple[int, ...]] = {}
+    choices = settings(crystal.number, crystal.metric)
+    for setting in choices:
+        key = setting.rotation.tobytes()
+        if key not in lattices:
+            inverse = np.linalg.inv(setting.rotation)
+            lattices[key] = lattice_integers(crystal.number, inverse.T @ crystal.metric @ inverse, factor)
+    lattice = min(lattices.values())
+    choices = [setting for setting in choices if lattices[setting.rotation.tobytes()] == lattice]
+    indices = [[LETTERS.index(setting.letters[letter]) for letter in letters] for setting in choices]
+    signatures = [sorted(zip(ranks, row, strict=True)) for row in indices]
+    best = min(signatures)
+    kept = [i for i, signature in enumerate(signatures) if signature == best]
+    return lattice, [choices[i] for i in kept], [indices[i] for i in kept]
+
+
+def canonical_form(crystal: StandardCrystal, factor: int) -> Form:
+    """The smallest of all descriptions of a symmetrised crystal."""
+    number, order = crystal.number, axis_order(crystal.number)
+    orbits = _orbit_images(crystal)
+    ranks = [ORDER[SYMBOL_OF[int(z)]] for z in crystal.numbers]
+    lattice, choices, indices = _candidates(crystal, factor, _orbit_letters(crystal, orbits), ranks)
+
+    maps, columns = [], []  # each description: rotation, shift; and the Wyckoff letters of its orbits
+    for setting, row in zip(choices, indices, strict=True):
+        shifts = np.zeros((1, 3))
+        if polar_axes(number):
+            first = min(zip(ranks, row, strict=True))
+            anchors = [orbit for orbit, *key in zip(orbits, ranks, row, strict=True) if tuple(key) == first]
+            images = np.concatenate(anchors) @ setting.rotation.T + setting.translation
+            shifts = _polar_shifts(number, images)
+        for shift in shifts:
+            maps.append((setting.rotation, setting.translation - shift))
+            columns.append(row)
+    rotations = np.array([rotation for rotation, _ in maps])
+    translations = np.array([translation for _, translation in maps])
+    letters = np.array(columns)
+    coords = np.empty((len(maps), len(orbits), 3), dtype=np.int64)
+    for index, images in enumerate(orbits):
+        for letter in np.unique(letters[:, index]):
+            (rows,) = np.nonzero(letters[:, index] == letter)
+            position = wyckoff_positions(number)[letter]
+            moved = images @ rotations[rows].transpose(0, 2, 1) + translations[rows, None, :]
+            coords[rows, index] = _representatives(position, moved, order, factor)
+    described = (
+        sorted(zip(ranks, letters[row].tolist(), map(tuple, coords[row].tolist()), strict=True))
+        for row in range(len(maps))
+    )
+    return Form(number, lattice, tuple(min(described)), factor)
+
+
+def unordered(number: int, coords: tuple[int, ...]) -> tuple[int, int, int]:
+    """Coordinates back in the order x, y, z."""
+    point = [0, 0, 0]
+    for axis, value in zip(axis_order(number), coords, strict=True):
+        point[axis] = value
+    return point[0], point[1], point[2]
+
+
+def form_cell(form: Form) -> Cell:
+    """The primitive cell that a form describes, atoms in the order of its sites."""
+    grid = COORDINATE_GRID * form.factor
+    units = [LENGTH_UNIT / form.factor] * 3 + [ANGLE_UNIT / form.factor] * 3
+    vectors = lattice_vectors(tuple(value * unit for value, unit in zip(form.lattice, units, strict=True)))
+    points, numbers = [], []
+    for rank, _, coords in form.sites:
+        images = expand_primitive(form.number, np.array(unordered(form.number, coords)), grid)
+        points.append(images)
+        numbers += [ATOMIC_NUMBERS[SYMBOL_OF_RANK[rank]]] * len(images)
+    positions = np.concatenate(points) / grid
+    return Cell(primitive_basis(form.number) @ vectors, positions, np.array(numbers), np.arange(len(numbers)))
+
+
+def form_crystal(form: Form) -> StandardCrystal:
+    """The crystal that a form describes; its symmetry is known, nothing is searched."""
+    grid = COORDINATE_GRID * form.factor
+    units = [LENGTH_UNIT / form.factor] * 3 + [ANGLE_UNIT / form.factor] * 3
+    vectors = lattice_vectors(tuple(value * unit for value, unit in zip(form.lattice, units, strict=True)))
+    return StandardCrystal(
+        form.number,
+        vectors @ vectors.T,
+        np.array([unordered(form.number, coords) for _, _, coords in form.sites]) / grid,
+        np.array([ATOMIC_NUMBERS[SYMBOL_OF_RANK[rank]] for rank, _, _ in form.sites], dtype=np.int64),
+        np.array([wyckoff_positions(form.number)[letter].multiplicity for _, letter, _ in form.sites]),
+    )
