@@ -33,7 +33,7 @@ def test_a_configuration_names_its_scheme_and_special_tokens() -> None:
     config = gpt2_config("tiny", symprec=0.1)
     assert config.mat2seq == {"version": SCHEME_VERSION, "scheme": scheme_fingerprint(0.1)}
     special = (config.bos_token_id, config.eos_token_id, config.pad_token_id)
-    assert [TOKENS[number] for number in special] == ["<s>", "</s>", "<pad>"]
+    assert special == tuple(TOKENS.index(token) for token in ("<s>", "</s>", "<pad>"))
     assert config.vocab_size == len(TOKENS)
 
 

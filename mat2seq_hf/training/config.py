@@ -73,7 +73,7 @@ class TrainConfig(TrainingArguments):
             self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
         if torch.cuda.is_available() and not self.use_cpu and not self.fp16:
             self.bf16 = True
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
 
 
 def _recipe_path(recipe: str) -> Path:
@@ -95,7 +95,7 @@ def parse_config(arguments: Sequence[str]) -> TrainConfig:
         >>> config.model_size
         'tiny'
     """
-    parser = HfArgumentParser(TrainConfig)
+    parser = HfArgumentParser(TrainConfig)  # type: ignore[arg-type]
     known = {action.dest for action in parser._actions}
     recipe = next((b for a, b in itertools.pairwise(arguments) if a == "--recipe"), None)
     if recipe is not None:

@@ -24,6 +24,7 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: singular values e
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     """A matrix of the same shape and singular vectors whose singular values are near 1 (0.7 to 1.2)."""
     a, b, c = _QUINTIC
+    x: Tensor
     wide = matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
     x = wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
@@ -53,38 +54,42 @@ class Muon(Optimizer):
                     continue
                 parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
                 update = self._muon if group["muon"] else self._adam
-                parameter.add_(update(parameter, group), alpha=-group["lr"])
+                parameter.add_(update(parameter, parameter.grad, group), alpha=-group["lr"])
         return loss
 
-    def _muon(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    def _muon(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         momentum, beta = state["momentum"], group["momentum"]
-        momentum.lerp_(parameter.grad, 1.0 - beta)
-        ahead = torch.lerp(parameter.grad, momentum, beta)  # Nesterov
+        momentum.lerp_(gradient, 1.0 - beta)
+        ahead = torch.lerp(gradient, momentum, beta)  # Nesterov
         rows, columns = ahead.shape[0], ahead.shape[1] // group["blocks"]
         blocks = ahead.view(rows, group["blocks"], columns).transpose(0, 1)
         whole = orthogonalize(blocks).transpose(0, 1).reshape(parameter.shape)
         return whole * math.sqrt(max(1.0, columns / rows))
 
-    def _adam(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    def _adam(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         state["step"] += 1
         first, second = group["betas"]
-        state["mean"].lerp_(parameter.grad, 1.0 - first)
-        state["square"].lerp_(parameter.grad.square(), 1.0 - second)
+        state["mean"].lerp_(gradient, 1.0 - first)
+        state["square"].lerp_(gradient.square(), 1.0 - second)
         count = float(state["step"])
         scale = (state["square"] / (1.0 - second**count)).sqrt_().add_(group["eps"])
-        return state["mean"] / (1.0 - first**count) / scale
+        update: Tensor = state["mean"] / (1.0 - first**count) / scale
+        return update
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Groups of a GPT-2: matrices of the blocks by Muon, embeddings, biases and norms by AdamW."""
-    fused, matrices, embeddings, rest = [], [], [], []
+    fused: list[Tensor] = []
+    matrices: list[Tensor] = []
+    embeddings: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             rest.append(parameter)

@@ -17,7 +17,7 @@ from .config import TrainConfig
 from .data import TokenCorpus
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import PreTrainedModel, TrainerState
 
 __all__ = ["matmul_gflops", "plot_curves", "run_record"]
 
@@ -63,31 +63,51 @@ def _hardware() -> dict[str, Any]:
     return hardware
 
 
-def run_record(config: TrainConfig, trainer: Trainer, train: TokenCorpus, validation: TokenCorpus) -> dict[str, Any]:
-    """Settings, versions, data, hardware and amount of training of a run; JSON-serialisable but for ``default=str``."""
-    history = trainer.state.log_history
-    seconds = sum(entry.get("segment_seconds", 0.0) for entry in history)
-    tokens = float(trainer.state.epoch or 0.0) * len(train.ids)
+def _corpus_facts(corpus: TokenCorpus, folder: str | None) -> dict[str, Any]:
     return {
-        "settings": config.to_dict(),
+        "folder": folder,
+        "fingerprint": corpus.fingerprint,
+        "crystals": len(corpus),
+        "tokens": len(corpus.ids),
+        "too_long": corpus.too_long,
+    }
+
+
+def _throughput(model: PreTrainedModel, tokens: float, seconds: float) -> dict[str, float]:
+    """Tokens a second of the whole run, evaluation and waiting included; 6 operations a parameter and token."""
+    parameters = sum(parameter.numel() for name, parameter in model.named_parameters() if "wpe" not in name)
+    rate = tokens / max(seconds, 1e-9)
+    throughput = {"tokens_per_second": rate, "gflops": 6.0 * parameters * rate / 1e9}
+    if model.device.type == "cpu":
+        throughput["matmul_gflops"] = matmul_gflops()
+    return throughput
+
+
+def run_record(
+    config: TrainConfig, state: TrainerState, model: PreTrainedModel, train: TokenCorpus, validation: TokenCorpus
+) -> dict[str, Any]:
+    """Settings, versions, data, hardware and amount of training of a run; JSON-serialisable but for ``default=str``."""
+    seconds = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
+    tokens = float(state.epoch or 0.0) * len(train.ids)
+    return {
+        "settings": config.to_dict(),  # type: ignore[no-untyped-call]
         "scheme": {"version": SCHEME_VERSION, "fingerprint": train.scheme},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "git_commit": _git_commit(),
         "hardware": _hardware(),
         "data": {
-            "train": {"crystals": len(train), "tokens": len(train.ids), "too_long": train.too_long}
-            | {"fingerprint": train.fingerprint, "folder": config.train_data},
-            "validation": {"crystals": len(validation), "tokens": len(validation.ids), "too_long": validation.too_long}
-            | {"fingerprint": validation.fingerprint, "folder": config.eval_data},
+            "train": _corpus_facts(train, config.train_data),
+            "validation": _corpus_facts(validation, config.eval_data),
         },
-        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
-        "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "steps": state.global_step,
+        "epochs": state.epoch,
         "tokens_seen": int(tokens),
         "training_seconds": seconds,
-        "best_checkpoint_step": trainer.state.best_global_step,
-        "best_bits_per_structure": trainer.state.best_metric,
-        "log_history": history,
+        "best_checkpoint_step": state.best_global_step,
+        "best_bits_per_structure": state.best_metric,
+        "throughput": _throughput(model, tokens, seconds),
+        "log_history": state.log_history,
     }
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel, Trainer, set_seed
 from transformers.trainer_utils import SaveStrategy
@@ -48,6 +49,8 @@ class CrystalTrainer(Trainer):
         self, model: PreTrainedModel, config: TrainConfig, train: TokenCorpus, validation: TokenCorpus
     ) -> None:
         self.config = config
+        self._started = time.monotonic()
+        self._earlier_seconds: float | None = None
         self.validation = validation
         packed = config.batching == "packed"
         plan = BatchPlan(
@@ -57,15 +60,15 @@ class CrystalTrainer(Trainer):
             row_length=config.row_length,
             seed=config.seed,
         )
-        batches = MicroBatches(train, plan, config.row_length if packed else None)
-        super().__init__(model=model, args=config, train_dataset=batches, eval_dataset=[], data_collator=_only)
+        self.batches = MicroBatches(train, plan, config.row_length if packed else None)
+        super().__init__(model=model, args=config, train_dataset=self.batches, eval_dataset=[], data_collator=_only)
         # the labels are counted over a whole optimizer step: accumulating gradients changes no weight of any token
         self.model_accepts_loss_kwargs = True
         self.add_callback(StopAtBudget())
 
     def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """Micro-batches in the plan's order; accelerate deals them out to the processes and sets the epoch."""
-        loader = DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=_only)
+        loader = DataLoader(self.batches, batch_size=1, shuffle=False, collate_fn=_only)
         prepared: DataLoader[dict[str, torch.Tensor]] = self.accelerator.prepare(loader)
         return prepared
 
@@ -84,7 +87,7 @@ class CrystalTrainer(Trainer):
         if self.config.optimizer == "muon" and self.optimizer is None:
             from .muon import Muon, parameter_groups
 
-            self.optimizer = Muon(parameter_groups(self.model, self.config))
+            self.optimizer = Muon(parameter_groups(cast("torch.nn.Module", self.model), self.config))
             return self.optimizer
         return super().create_optimizer(model)
 
@@ -92,11 +95,12 @@ class CrystalTrainer(Trainer):
         """By the clock if there is a time budget, by steps otherwise."""
         if self.config.time_budget_minutes is not None and self.lr_scheduler is None:
             chosen = optimizer or self.optimizer
-            self.lr_scheduler = TimeBudgetSchedule(
-                getattr(chosen, "optimizer", chosen),
+            schedule = TimeBudgetSchedule(
+                cast("torch.optim.Optimizer", getattr(chosen, "optimizer", chosen)),
                 60.0 * self.config.time_budget_minutes,
                 self.config.warmup_steps if self.config.warmup_steps < 1 else 0.02,
             )
+            self.lr_scheduler = cast("LambdaLR", schedule)  # the Trainer only steps it and saves it
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
@@ -112,6 +116,13 @@ class CrystalTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the seconds of training to each entry, over all restarts (what was lost to a kill is not counted)."""
+        if self._earlier_seconds is None:
+            self._earlier_seconds = max((entry.get("seconds", 0.0) for entry in self.state.log_history), default=0.0)
+        seconds = self._earlier_seconds + time.monotonic() - self._started
+        super().log({**logs, "seconds": round(seconds, 1)}, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: walking the modules at each micro-batch costs more than the number is worth."""
@@ -192,8 +203,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     trainer.save_state()
     if not trainer.is_world_process_zero():
         return {}
-    bits = bits_per_structure(trainer.accelerator.unwrap_model(trainer.model), validation)
-    record = run_record(config, trainer, training, validation)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    bits = bits_per_structure(model, validation)
+    record = run_record(config, trainer.state, model, training, validation)
     record["results"] = {
         "bits_per_structure": float(bits.mean()),
         "bits_per_structure_standard_error": float(bits.std() / np.sqrt(len(bits))),
