@@ -15,23 +15,12 @@ PACKAGE = "mat2seq_hf"
 ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 CORE = (
-    *("errors", "elements", "tables", "wyckoff", "grid", "vocabulary", "sequence", "operations", "reduction", "cell"),
-    *(
-        "symmetry",
-        "normalizer",
-        "canonical",
-        "cif",
-        "coordinates",
-        "feasibility",
-        "prompts",
-        "choices",
-        "states",
-        "grammar",
-    ),
-    *("tokenizer", "constraints", "presets", "samples", "pipeline"),
+    *("errors", "elements", "tables", "wyckoff", "grid", "vocabulary", "sequence", "operations", "lattice"),
+    *("reduction", "cell", "symmetry", "normalizer", "forms", "canonical", "cif", "coordinates", "feasibility"),
+    *("prompts", "choices", "states", "grammar", "tokenizer", "constraints", "presets", "samples", "pipeline"),
 )
 #: Modules and folders that only the installed package needs, from the bottom up.
-ABOVE = ("registration", "corpora", "training", "evaluation", "publishing", "demo", "cli")
+ABOVE = ("registration", "corpora", "training", "evaluation", "publishing", "demo", "doctor", "cli")
 #: Entry points: they may import everything and nothing imports them.
 TOP = ("__init__", "__main__")
 RANK = {name: rank for rank, name in enumerate((*CORE, *ABOVE, *TOP))}
