@@ -95,7 +95,7 @@ def token_set(key: Key) -> tuple[int, ...]:
     if isinstance(key, int):
         return (key,)
     if not key or isinstance(key[0], int):
-        return key  # type: ignore[return-value]
+        return key
     name, *parameters = key
     match name:
         case "heads":
