@@ -6,6 +6,7 @@ it has the asked composition and space group whatever the model says.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -195,7 +196,7 @@ class CrystalGenerationPipeline(Pipeline):
         arguments["logits_processor"] = LogitsProcessorList([processor, *generate.get("logits_processor", ())])
         if self._get_set_generation_params(generate).keys().isdisjoint({"max_length", "max_new_tokens"}):
             arguments["max_new_tokens"] = self._context() - start
-        with _random_numbers(seed, first, self.device):
+        with _random_numbers(seed, first, self.device), _no_false_alarm():
             sequences = self.model.generate(input_ids=ids, attention_mask=mask, **arguments)
         rows = [row[row.index(TOKEN_IDS[BOS]) :] for row in sequences.tolist()]
         given = mask.sum(1).repeat_interleave(num_return_sequences).tolist()
@@ -229,3 +230,18 @@ def _random_numbers(seed: int | None, index: int, device: torch.device) -> Itera
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed * 1_000_003 + index)  # a prime, so that neighbouring seeds share no stream
         yield
+
+
+@contextmanager
+def _no_false_alarm() -> Iterator[None]:
+    """Silence the advice to pass an attention mask: `generate` drops one without padding, and then misses it."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "`attention_mask`" not in record.getMessage()
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)

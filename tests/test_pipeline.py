@@ -1,0 +1,249 @@
+"""The pipeline answers every kind of prompt with crystals that were asked for, and repeats itself under a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pymatgen.core import Structure
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from transformers import pipeline as make_pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from mat2seq_hf import CrystalGenerationPipeline, Prompt, build_tokenizer, canonicalize, gpt2_config
+from mat2seq_hf.errors import FormulaError, PromptError, SchemeMismatchError
+from mat2seq_hf.grammar import Grammar
+from mat2seq_hf.publishing import save_model_folder
+from mat2seq_hf.registration import DEFAULT_MODEL, TASK
+from mat2seq_hf.samples import Sample, describe_sample
+from mat2seq_hf.vocabulary import TOKEN_IDS, tokenize
+
+KEYS = {
+    *("structure", "cif", "text", "canonical_text", "formula", "space_group"),
+    *("log_prob", "log_prob_raw", "finished", "valid", "reason"),
+}
+SMALL = {"max_atoms": 10}  # a model that has learnt nothing likes cells of hundreds of atoms
+EOS = TOKEN_IDS["</s>"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(gpt2_config("tiny", n_embd=32, n_layer=2, n_head=2, n_positions=192))
+    return save_model_folder(model, build_tokenizer(), tmp_path_factory.mktemp("model"), with_code=False)
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> CrystalGenerationPipeline:
+    made: Any = make_pipeline
+    pipe = made(TASK, model=str(folder), device="cpu")
+    assert isinstance(pipe, CrystalGenerationPipeline)
+    return pipe
+
+
+def texts(samples: list[Sample]) -> list[str]:
+    return [sample["text"] for sample in samples]
+
+
+def test_the_task_is_known_and_its_model_lies_in_the_package() -> None:
+    _, task, _ = PIPELINE_REGISTRY.check_task(TASK)
+    assert task["impl"] is CrystalGenerationPipeline
+    assert task["default"]["model"][0] == str(DEFAULT_MODEL)
+    assert DEFAULT_MODEL.is_absolute()
+    assert DEFAULT_MODEL.name == "default_model"
+
+
+def test_a_model_folder_without_code_holds_no_python(folder: Path) -> None:
+    assert (folder / "model.safetensors").is_file()
+    assert not list(folder.glob("*.py"))
+    assert "auto_map" not in (folder / "tokenizer_config.json").read_text()
+
+
+def test_a_formula_gives_crystals_of_that_formula(pipe: CrystalGenerationPipeline) -> None:
+    samples = pipe("BaTiO3", num_return_sequences=4, seed=0, **SMALL)
+    assert len(samples) == 4
+    for sample in samples:
+        assert set(sample) == KEYS
+        assert sample["finished"]
+        assert isinstance(sample["structure"], Structure)
+        assert sample["structure"].composition.reduced_formula == "BaTiO3"
+        assert sample["formula"] in ("Ba1 Ti1 O3", "Ba2 Ti2 O6")
+        assert sample["text"].startswith(f"{sample['formula']} [{sample['space_group']}]")
+        assert canonicalize(sample["cif"]).text == sample["canonical_text"]
+        assert sample["valid"] == (sample["reason"] is None)
+        assert sample["log_prob_raw"] < sample["log_prob"] < 0
+
+
+def test_wishes_are_fulfilled(pipe: CrystalGenerationPipeline) -> None:
+    (sample,) = pipe("NaCl", formula_units=2, space_group="P2_1/c", seed=0)
+    assert (sample["formula"], sample["space_group"]) == ("Na2 Cl2", "P2_1/c")
+    (sample,) = pipe({"formula": "TiO2"}, formula_units=2, space_group=136, seed=0)
+    assert (sample["formula"], sample["space_group"]) == ("Ti2 O4", "P4_2/mnm")
+    (sample,) = pipe(elements=["O", "Li"], n_atoms=3, crystal_system="hexagonal", seed=0)
+    assert sample["formula"] in ("Li1 O2", "Li2 O1")
+    (sample,) = pipe(max_atoms=3, seed=0)
+    assert sample["structure"] is not None
+    assert len(sample["structure"]) <= 3
+
+
+def test_lists_give_lists_and_iterators_give_iterators(pipe: CrystalGenerationPipeline) -> None:
+    prompts = ["NaCl", Prompt("BaTiO3"), {"formula": "NaCl"}]
+    answers = pipe(prompts, num_return_sequences=2, seed=3, **SMALL)
+    assert [[sample["structure"].composition.reduced_formula for sample in answer] for answer in answers] == [
+        ["NaCl"] * 2,
+        ["BaTiO3"] * 2,
+        ["NaCl"] * 2,
+    ]
+    lazy = pipe(iter(prompts), num_return_sequences=2, seed=3, **SMALL)
+    assert isinstance(lazy, Iterator) or not isinstance(lazy, list)
+    assert [texts(answer) for answer in lazy] == [texts(answer) for answer in answers]
+    assert pipe([]) == []
+
+
+def test_seeded_runs_repeat_and_others_differ(pipe: CrystalGenerationPipeline) -> None:
+    first = pipe(["NaCl", "NaCl"], seed=5, **SMALL)
+    torch.manual_seed(1)
+    again = pipe(["NaCl", "NaCl"], seed=5, **SMALL)
+    assert [texts(answer) for answer in first] == [texts(answer) for answer in again]
+    assert [answer[0]["log_prob"] for answer in first] == [answer[0]["log_prob"] for answer in again]
+    assert texts(first[0]) != texts(first[1])  # the same prompt twice is two draws
+    before = torch.get_rng_state()
+    assert texts(pipe("NaCl", seed=6, **SMALL)) != texts(first[0])
+    assert torch.equal(torch.get_rng_state(), before)  # the caller's own random numbers go on undisturbed
+    assert texts(pipe("NaCl", **SMALL)) != texts(pipe("NaCl", **SMALL))
+
+
+def test_prompts_of_different_length_can_share_a_batch(pipe: CrystalGenerationPipeline) -> None:
+    prompts = [Prompt("NaCl", n_atoms=2), Prompt("TiO2", formula_units=2, space_group=136), Prompt(max_atoms=3)]
+    alone = [pipe(prompt, do_sample=False)[0] for prompt in prompts]
+    together = [answer[0] for answer in pipe(prompts, do_sample=False, batch_size=3)]
+    assert texts(together) == texts(alone)
+    for one, other in zip(alone, together, strict=True):
+        assert one["log_prob"] == pytest.approx(other["log_prob"], abs=1e-3)
+
+
+def test_log_probabilities_are_those_of_the_model(pipe: CrystalGenerationPipeline) -> None:
+    prompt = Prompt("NaCl", max_atoms=4)
+    (sample,) = pipe(prompt, seed=2, temperature=0.5, top_k=3)
+    ids = [1, *tokenize(sample["text"]), EOS]
+    with torch.no_grad():
+        scores = pipe.model(torch.tensor([ids])).logits[0].double()
+    grammar = Grammar()
+    given = 1 + len(grammar.forced_prefix(prompt))
+    state = grammar.read(ids[1:given], grammar.initial(prompt))
+    raw = masked = 0.0
+    for place in range(given, len(ids)):
+        row = scores[place - 1]
+        allowed = torch.tensor(grammar.allowed(state))
+        raw += float(row[ids[place]] - row.logsumexp(0))
+        masked += float(row[ids[place]] - row[allowed].logsumexp(0))
+        state = grammar.advance(state, ids[place])
+    assert sample["log_prob_raw"] == pytest.approx(raw, abs=1e-3)
+    assert sample["log_prob"] == pytest.approx(masked, abs=1e-3)
+
+
+def test_generation_settings_come_from_the_model_and_can_be_overridden(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.generation_config.do_sample = True
+    model.generation_config.top_k = 1
+    pipe = CrystalGenerationPipeline(model=model, tokenizer=build_tokenizer(), device="cpu")
+    greedy = texts(pipe("NaCl", do_sample=False, n_atoms=4))
+    assert texts(pipe("NaCl", num_return_sequences=3, n_atoms=4)) == greedy * 3
+    assert len(set(texts(pipe("NaCl", num_return_sequences=3, n_atoms=4, top_k=50, seed=0)))) == 3
+
+
+def test_samples_that_are_cut_off_say_so(pipe: CrystalGenerationPipeline) -> None:
+    (sample,) = pipe("NaCl", n_atoms=10, max_new_tokens=6, seed=0)
+    assert not sample["finished"]
+    assert not sample["valid"]
+    assert sample["structure"] is None
+    assert "cut off at 11 tokens" in (sample["reason"] or "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "wishes", "error", "message"),
+    [
+        ("Xx2", {}, FormulaError, "'Xx' is not an element"),
+        ("", {}, FormulaError, "empty"),
+        ("BaTiO3", {"n_atoms": 3}, PromptError, "5 atoms in a formula unit"),
+        ("NaCl", {"space_group": "P9"}, PromptError, "unknown space group 'P9'"),
+        ("NaCl", {"band_gap": 1.0}, PromptError, "not trained with the prefix field band_gap"),
+        ("NaCl", {"space_group": 225, "condition": True}, PromptError, "prefix field space_group"),
+        ({"formla": "NaCl"}, {}, PromptError, "unknown field 'formla'"),
+        (3, {}, PromptError, "not int"),
+        (["NaCl", 3], {}, PromptError, "not int"),
+        (["NaCl", "Xx2"], {}, FormulaError, "'Xx' is not an element"),
+    ],
+)
+def test_impossible_prompts_are_refused_before_sampling(
+    pipe: CrystalGenerationPipeline, asked: Any, wishes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    sampled = []
+    hook = pipe.model.register_forward_pre_hook(lambda *_: sampled.append(1))
+    with pytest.raises(error, match=message):
+        pipe(asked, **wishes)
+    hook.remove()
+    assert not sampled
+
+
+def test_trained_prefix_fields_reach_the_text(pipe: CrystalGenerationPipeline) -> None:
+    record = pipe.model.config.mat2seq
+    pipe.model.config.mat2seq = {**record, "fields": ["band_gap"]}
+    (sample,) = pipe("NaCl", band_gap=1.1, n_atoms=2, seed=0)
+    pipe.model.config.mat2seq = record
+    assert sample["text"].startswith("band_gap= +1.10 | Na1 Cl1 [")
+    assert sample["formula"] == "Na1 Cl1"
+
+
+def test_model_and_tokenizer_of_different_schemes_are_refused(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(SchemeMismatchError, match=r"symprec=0\.01.*symprec=0\.1"):
+        CrystalGenerationPipeline(model=model, tokenizer=build_tokenizer(symprec=0.1), device="cpu")
+    with pytest.raises(SchemeMismatchError, match=r"symprec=0\.01.*symprec=0\.1"):
+        save_model_folder(model, build_tokenizer(symprec=0.1), folder / "other")
+
+
+def test_half_precision_is_raised_on_a_cpu(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    pipe = CrystalGenerationPipeline(model=model, tokenizer=build_tokenizer(), device="cpu")
+    assert pipe.model.dtype == torch.float32
+
+
+def judge(text: str, prompt: Prompt, *, end: bool = True) -> Sample:
+    ids = [0, 1, *tokenize(text), *([EOS, 0] if end else [])]
+    return describe_sample(ids, prompt, log_prob=-1.0, log_prob_raw=-2.0)
+
+
+def test_samples_are_judged_independently_of_the_grammar() -> None:
+    salt = "Na1 Cl1 [Fm-3m] 5.6402 5.6402 5.6402 90 90 90 Na 4a 0 0 0 Cl 4b 1/2 1/2 1/2"
+    asked = Prompt("NaCl", n_atoms=2, space_group=225)
+    good = judge(salt, asked)
+    assert (good["valid"], good["reason"], good["text"]) == (True, None, salt)
+    assert good["canonical_text"] == salt
+    for prompt, reason in (
+        (Prompt("KCl"), "elements"),
+        (Prompt("Na2Cl"), "is not the formula"),
+        (Prompt("NaCl", formula_units=2), "is not the formula"),
+        (Prompt(n_atoms=4), "2 atoms in the primitive cell"),
+        (replace(asked, space_group=221, n_atoms=None), "space group Fm-3m"),
+    ):
+        sample = judge(salt, prompt)
+        assert not sample["valid"]
+        assert reason in (sample["reason"] or "")
+        assert sample["structure"] is not None
+    crowded = judge(salt.replace("5.6402", "1.0000").replace("Cl 4b 1/2 1/2 1/2", "Cl 4b 1/2 1/2 1/2"), asked)
+    assert not crowded["valid"] or crowded["structure"].distance_matrix.max() > 0.5
+    near = judge("Na1 Cl1 [P1] 4.0000 5.0000 6.0000 80.00 85.00 95.00 Na 1a 0 0 0 Cl 1a 0.0500 0 0", Prompt("NaCl"))
+    assert near["reason"] is not None
+    assert "0.200 angstrom apart" in near["reason"]
+    open_end = judge(salt, asked, end=False)
+    assert (open_end["valid"], open_end["finished"]) == (False, False)
+    assert "before the end token" in (open_end["reason"] or "")
+    broken = judge(salt.replace("4b", "3c"), asked)
+    assert broken["finished"]
+    assert broken["structure"] is None
+    assert "3c" in (broken["reason"] or "")
