@@ -59,14 +59,18 @@ class MaskTable:
         self.rows[self.filled : len(grammar.masks)] = torch.from_numpy(fresh).to(self.rows)
         self.filled = len(grammar.masks)
 
-    def numbers(self, states: Sequence[State]) -> NDArray[np.int64]:
-        """Row of the table for each state, shape (len(states),)."""
-        epoch = self.grammar.epoch
-        numbers = [self.grammar.mask_id(state) for state in states]
-        if self.grammar.epoch != epoch:  # the grammar dropped its old sets meanwhile: number all of them anew
+    def biases_of(self, states: Sequence[State]) -> torch.Tensor:
+        """Biases of the sets that can follow states, shape (len(states), width)."""
+        epoch, numbers = -1, list[int]()
+        while epoch != self.grammar.epoch:  # a set may be dropped, and all numbered anew, while others are met
+            epoch = self.grammar.epoch
             numbers = [self.grammar.mask_id(state) for state in states]
+        return self.biases(numbers)
+
+    def biases(self, numbers: Sequence[int]) -> torch.Tensor:
+        """Biases of numbered sets, shape (len(numbers), width)."""
         self._fill()
-        return np.array(numbers, dtype=np.int64)
+        return self.rows[torch.tensor(numbers, device=self.rows.device)]
 
 
 class GrammarLogitsProcessor(LogitsProcessor):
@@ -95,6 +99,9 @@ class GrammarLogitsProcessor(LogitsProcessor):
         self._table: MaskTable | None = None
         self._seen = np.empty((0, 0), dtype=np.int64)
         self._states: list[State] = []
+        self._numbers: list[int] = []  # of the token set of each state
+        self._epoch = -1
+        self._open: list[int] = []  # rows that are not finished
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores with -inf for every token that cannot follow, shapes (rows, length) and (rows, vocabulary)."""
@@ -102,8 +109,9 @@ class GrammarLogitsProcessor(LogitsProcessor):
         if table is None or table.rows.device != scores.device or table.rows.dtype != scores.dtype:
             table = self._table = MaskTable(self.grammar, scores.shape[1], scores.device, scores.dtype)
         self._follow(input_ids.cpu().numpy())
-        numbers = torch.from_numpy(table.numbers(self._states)).to(scores.device)
-        return scores + table.rows[numbers]  # type: ignore[return-value]
+        if self._epoch != self.grammar.epoch:  # the grammar has numbered its sets anew
+            self._number_all()
+        return scores + table.biases(self._numbers)  # type: ignore[return-value]
 
     def states(self) -> list[State]:
         """State of each row after the last call."""
@@ -113,11 +121,35 @@ class GrammarLogitsProcessor(LogitsProcessor):
         """Bring the states up to date: one token on where the rows go on as they were, else wherever they fit."""
         seen = self._seen
         if ids.shape == (seen.shape[0], seen.shape[1] + 1) and np.array_equal(ids[:, :-1], seen):
-            pairs = zip(self._states, ids[:, -1].tolist(), strict=True)
-            self._states = [self._next(state, token) for state, token in pairs]
+            self._extend(ids[:, -1].tolist())
         else:
             self._states = self._reordered(ids)
+            self._number_all()
         self._seen = ids.copy()
+
+    def _extend(self, tokens: list[int]) -> None:
+        """One token on in every row that is not finished."""
+        grammar, states, numbers = self.grammar, self._states, self._numbers
+        still_open = []
+        for row in self._open:
+            number = numbers[row] if grammar.epoch == self._epoch else grammar.mask_id(states[row])
+            try:
+                state = grammar.follow(states[row], number, tokens[row])
+            except DecodeError:
+                state = _DONE  # see _next
+            states[row] = state
+            numbers[row] = grammar.mask_id(state)
+            if not isinstance(state, Done):
+                still_open.append(row)
+        self._open = still_open
+
+    def _number_all(self) -> None:
+        numbers = list[int]()
+        while self._epoch != self.grammar.epoch or not numbers:
+            self._epoch = self.grammar.epoch
+            numbers = [self.grammar.mask_id(state) for state in self._states]
+        self._numbers = numbers
+        self._open = [row for row, state in enumerate(self._states) if not isinstance(state, Done)]
 
     def _next(self, state: State, token: int) -> State:
         if isinstance(state, Done):
@@ -237,5 +269,5 @@ def _log_prob(logits: torch.Tensor, tokens: list[int], table: MaskTable, states:
     raw = float(logits.log_softmax(-1).gather(1, chosen).sum())
     if states is None:
         return LogProb(-math.inf, raw)
-    numbers = torch.from_numpy(table.numbers(states)).to(logits.device)
-    return LogProb(float((logits + table.rows[numbers]).log_softmax(-1).gather(1, chosen).sum()), raw)
+    allowed = logits + table.biases_of(states)
+    return LogProb(float(allowed.log_softmax(-1).gather(1, chosen).sum()), raw)

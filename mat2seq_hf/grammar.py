@@ -89,14 +89,16 @@ class Grammar:
         Raises:
             DecodeError: the token cannot follow.
         """
-        if not self._allows(state, token):
-            self._refuse(state, token)
-        return next_state(state, token)
+        return self.follow(state, self.mask_id(state), token)
 
-    def _allows(self, state: State, token: int) -> bool:
-        mask = self.masks[self.mask_id(state)]
-        at = int(np.searchsorted(mask, token))
-        return at < len(mask) and int(mask[at]) == token
+    def follow(self, state: State, number: int, token: int) -> State:
+        """As :meth:`advance`, for a caller that knows ``mask_id(state)``."""
+        if number != token or number >= len(TOKENS):
+            mask = self.masks[number]
+            at = int(mask.searchsorted(token))
+            if at == len(mask) or mask[at] != token:
+                self._refuse(state, token)
+        return next_state(state, token)
 
     def _refuse(self, state: State, token: int) -> None:
         found = TOKENS[token] if 0 <= token < len(TOKENS) else f"id {token}"
