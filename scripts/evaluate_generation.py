@@ -14,10 +14,9 @@ import json
 import sys
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -32,6 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16, help="prompts sampled together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="write one JSON line for each sample here")
+    parser.add_argument("--report", type=Path, help="write the figures as JSON here")
     return parser.parse_args()
 
 
@@ -55,28 +55,45 @@ def judge(sample: dict[str, Any], truth: Any, prompt: dict[str, Any], matcher: A
     return row | {"prompt": prompt, "match": rms is not None, "rms": None if rms is None else float(rms[0])}
 
 
-def interval(successes: np.ndarray) -> str:
-    """Mean and standard error in percent."""
-    return f"{100 * successes.mean():5.1f} % +- {100 * successes.std() / np.sqrt(max(len(successes), 1)):.1f}"
+def mean_and_error(values: list[bool]) -> tuple[float, float]:
+    """Share and its standard error."""
+    share = sum(values) / max(len(values), 1)
+    return share, (share * (1 - share) / max(len(values), 1)) ** 0.5
 
 
-def report(groups: list[list[dict[str, Any]]], seconds: float) -> None:
-    """Print the figures."""
+def summarize(groups: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """All figures of a run."""
     rows = [row for group in groups for row in group]
-    finished = np.array([row["finished"] for row in rows])
-    column = {key: np.array([row[key] for row in rows]) for key in ("decoded", "composition", "valid", "match")}
-    print(f"{len(groups)} formulas x {len(groups[0])} samples, {seconds:.1f} s of sampling")
-    print(f"  finished                                       {interval(finished)}")
-    print(f"  decoded, of all                                {interval(column['decoded'])}")
-    print(f"  asked composition, of the finished             {interval(column['composition'][finished])}")
-    print(f"  valid (finished, composition, no atoms within 0.5 angstrom)  {interval(column['valid'])}")
-    print(f"  match, one sample                              {interval(column['match'])}")
-    any_match = np.array([any(row["match"] for row in group) for group in groups])
-    print(f"  match, any of {len(groups[0])}                                {interval(any_match)}")
+    finished = [row for row in rows if row["finished"]]
     matched = [row["rms"] for row in rows if row["match"]]
-    print(f"  RMSE of the matched (units of (V/N)^(1/3))      {np.mean(matched) if matched else float('nan'):.4f}")
-    for reason in sorted({row["reason"] for row in rows if row["reason"]})[:10]:
-        print("  not valid:", reason, sum(row["reason"] == reason for row in rows))
+    return {
+        "crystals": len(groups),
+        "samples": len(groups[0]),
+        **{key: mean_and_error([row[key] for row in rows]) for key in ("finished", "decoded", "valid", "match")},
+        "composition": mean_and_error([row["composition"] for row in finished]),
+        "match_any": mean_and_error([any(row["match"] for row in group) for group in groups]),
+        "rmse": sum(matched) / len(matched) if matched else None,
+        "reasons": dict(Counter(row["reason"].split(":")[0] for row in rows if row["reason"]).most_common()),
+    }
+
+
+def report(figures: dict[str, Any]) -> None:
+    """Print the figures."""
+    samples = figures["samples"]
+    print(f"{figures['crystals']} formulas x {samples} samples, {figures['seconds']:.1f} s of sampling")
+    for key, label in {
+        "finished": "finished",
+        "decoded": "decoded",
+        "composition": "asked composition, of the finished",
+        "valid": "valid (finished, composition, no atoms within 0.5 angstrom)",
+        "match": "match, one sample",
+        "match_any": f"match, any of {samples}",
+    }.items():
+        share, error = figures[key]
+        print(f"  {label:62s} {100 * share:6.2f} % +- {100 * error:.2f}")
+    print(f"  {'RMSE of the matched, units of (V/N)^(1/3)':62s} {figures['rmse'] or float('nan'):.4f}")
+    for reason, count in figures["reasons"].items():
+        print(f"  not valid, {count} times: {reason}")
 
 
 def main() -> None:
@@ -118,7 +135,15 @@ def main() -> None:
         for i in tqdm(range(len(truths)), desc="matching", file=sys.stderr)
     ]
     print(f"mat2seq_hf {mat2seq_hf.__version__}, {options.data.parent.name}/{options.data.stem}, seed {options.seed}")
-    report(groups, seconds)
+    figures = summarize(groups)
+    figures |= {
+        "corpus": f"{options.data.parent.name} {options.data.stem}",
+        "seconds": seconds,
+        "command": " ".join(["python", *sys.argv]),
+    }
+    report(figures)
+    if options.report:
+        options.report.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     if options.output:
         lines = (json.dumps({"id": str(table.material_id.iloc[i])} | row) for i, g in enumerate(groups) for row in g)
         options.output.write_text("\n".join(lines) + "\n")

@@ -1,0 +1,156 @@
+"""Model cards, rendered from what a run and its evaluation left behind; no number is typed in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+__all__ = ["render_model_card"]
+
+_SNIPPET = """\
+```python
+from transformers import pipeline
+import mat2seq_hf  # pip install mat2seq-hf
+
+pipe = pipeline("crystal-generation"{model})
+pipe("BaTiO3", num_return_sequences=4)
+```
+"""
+
+_WITHOUT_PACKAGE = """\
+Without the package installed (its dependencies are needed: transformers, torch, pymatgen, spglib), the code in the
+repository does the same:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+name = "{name}"
+Pipe = get_class_from_dynamic_module("pipeline.CrystalGenerationPipeline", name)
+pipe = Pipe(
+    model=AutoModelForCausalLM.from_pretrained(name),
+    tokenizer=AutoTokenizer.from_pretrained(name, trust_remote_code=True),
+)
+```
+"""
+
+
+_TRAINING = """\
+## Training
+
+- data: {crystals:,} crystals of the MP-20 training split (Materials Project, CC BY 4.0), {tokens:,} tokens,
+  fingerprint `{fingerprint}`; canonical form `{scheme}`
+- model: stock `GPT2LMHeadModel`, {parameters:,} parameters, trained from scratch
+- {steps:,} steps, {epochs:.2f} epochs, {tokens_seen:,} tokens, {minutes:.0f} minutes on {threads} CPU threads shared
+  with other work ({rate:,.0f} tokens a second)
+- optimizer {optimizer}, learning rate {learning_rate:g}, dropout {dropout:g}, seed {seed}
+- software: {software}
+"""
+
+_RESULTS = {
+    "finished": "samples that finish",
+    "decoded": "samples that decode to a crystal",
+    "composition": "asked composition, of the finished",
+    "valid": "valid (finished, composition, no two atoms within 0.5 angstrom)",
+    "match": "match rate, one sample",
+    "match_any": "match rate, any of the samples",
+}
+
+_METHOD = """\
+The prompt is the composition of the primitive cell and nothing else; StructureMatcher ltol 0.3, stol 0.5, angle_tol 10;
+no sample is filtered or picked. Standard errors are over samples (any of: over formulas). Commands:
+
+```bash
+{evaluation}
+{training}
+```
+"""
+
+
+def _training(record: dict[str, Any]) -> str:
+    settings, train = record["settings"], record["data"]["train"]
+    return _TRAINING.format(
+        crystals=train["crystals"],
+        tokens=train["tokens"],
+        fingerprint=train["fingerprint"],
+        scheme=record["scheme"]["fingerprint"],
+        parameters=record["parameters"],
+        steps=record["steps"],
+        epochs=record["epochs"],
+        tokens_seen=record["tokens_seen"],
+        minutes=record["training_seconds"] / 60,
+        threads=record["hardware"]["threads"],
+        rate=record["throughput"]["tokens_per_second"],
+        optimizer=settings["optimizer"],
+        learning_rate=settings["learning_rate"],
+        dropout=settings["dropout"],
+        seed=settings["seed"],
+        software=", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+    )
+
+
+def _results(record: dict[str, Any], report: dict[str, Any]) -> str:
+    results, validation = record["results"], record["data"]["validation"]
+    bits, error = results["bits_per_structure"], results["bits_per_structure_standard_error"]
+    rows = [
+        (f"validation, bits per structure ({validation['crystals']:,} crystals)", f"{bits:.1f} +- {error:.1f}"),
+        ("the same of a unigram model", f"{results['unigram_bits_per_structure']:.1f}"),
+    ]
+    place = f"{report['corpus']}, {report['crystals']} random formulas x {report['samples']}"
+    for key, label in _RESULTS.items():
+        share, error = report[key]
+        rows.append((f"{label} ({place})", f"{100 * share:.1f} % +- {100 * error:.1f}"))
+    rows.append(("RMSE of the matched, in units of (V/N)^(1/3)", f"{report['rmse']:.4f}"))
+    table = ["| what | figure |", "|---|---|", *(f"| {what} | {figure} |" for what, figure in rows)]
+    method = _METHOD.format(evaluation=report["command"], training=record["command"])
+    return "\n".join(["## Results", "", *table, "", method])
+
+
+_LIMITS = """\
+## Limits
+
+- Trained on crystals with at most 20 atoms in the primitive cell, computed with DFT (PBE); much larger ones it does not
+  write well.
+- Samples are proposals. The grammar guarantees composition, space group and Wyckoff positions, not that atoms keep
+  their distances, that the crystal is stable, or that it can be made: relax and check them.
+- It knows no properties: prompts for a band gap or an energy are refused.
+- The match rate above is on validation crystals; random splits of Materials Project data share structure types with the
+  training split.
+"""
+
+
+def render_model_card(record: dict[str, Any], report: dict[str, Any], *, name: str, title: str) -> ModelCard:
+    """The card of a model.
+
+    Args:
+        record: ``run_record.json`` of its training run, with the training command under ``command``.
+        report: what ``scripts/evaluate_generation.py --report`` wrote.
+        name: repository, such as ``"org/model"``, or folder that snippets load it from.
+        title: heading of the card.
+
+    Returns:
+        a card with metadata; ``str(card)`` is its Markdown.
+    """
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["crystal-generation", "mat2seq", "materials-science", "crystal-structure-prediction"],
+        language="en",
+    )
+    shipped = name == "mat2seq_hf/default_model"
+    parts = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {title}",
+        "A causal language model that writes crystals as [Mat2Seq](https://arxiv.org/abs/2503.00152) sequences: one "
+        "canonical text for each crystal, sampled under a grammar. "
+        + ("It ships inside the package mat2seq_hf and needs no download." if shipped else ""),
+        "## Use",
+        _SNIPPET.format(model="" if shipped else f', model="{name}"'),
+        "" if shipped else _WITHOUT_PACKAGE.format(name=name),
+        _training(record),
+        _results(record, report),
+        _LIMITS,
+    ]
+    return ModelCard("\n\n".join(part.strip() for part in parts if part.strip()) + "\n")

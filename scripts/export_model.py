@@ -1,0 +1,72 @@
+"""Turn a checkpoint of a training run into a model folder with tokenizer, generation settings and card.
+
+    python scripts/export_model.py runs/mp_20_tiny -o mat2seq_hf/default_model --temperature 0.7 --top-k 10 --plain
+    python scripts/export_model.py runs/mp_20_tiny -o my-model --report report.json
+
+``--plain`` leaves out the copied code: a folder inside the package does without. A card is written where the run has
+its ``run_record.json`` and an evaluation report is given (``scripts/evaluate_generation.py --report report.json``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder with config.json and model.safetensors")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--top-k", type=int, default=10)
+    parser.add_argument("--plain", action="store_true", help="without copied code")
+    parser.add_argument("--report", type=Path, help="evaluation report; with it a card is written")
+    parser.add_argument("--record", type=Path, help="run record (default: RUN/run_record.json)")
+    parser.add_argument("--card", type=Path, help="where the card goes (default: OUTPUT/README.md)")
+    parser.add_argument("--title", default="Mat2Seq tiny, MP-20")
+    parser.add_argument("--name", help="repository or folder that the card's snippets load (default: OUTPUT)")
+    parser.add_argument(
+        "--command",
+        default="accelerate launch scripts/train.py --recipe mp_20_tiny --train_data prepared/train "
+        "--eval_data prepared/val --output_dir runs/mp_20_tiny",
+        help="the training command, for the card",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Write the folder and the card."""
+    import torch
+    from transformers import GenerationConfig, GPT2LMHeadModel
+
+    from mat2seq_hf import build_tokenizer
+    from mat2seq_hf.publishing.cards import render_model_card
+    from mat2seq_hf.publishing.folder import save_model_folder
+
+    options = parse_arguments()
+    model = GPT2LMHeadModel.from_pretrained(options.run, dtype=torch.float32)
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        bos_token_id=model.config.bos_token_id,
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id,
+    )
+    save_model_folder(model, build_tokenizer(), options.output, with_code=not options.plain)
+    print(f"{options.output}: {sum(file.stat().st_size for file in options.output.iterdir()) / 1e6:.1f} MB")
+    if options.report is None:
+        return
+    record = json.loads((options.record or options.run / "run_record.json").read_text(encoding="utf-8"))
+    record["command"] = options.command
+    report = json.loads(options.report.read_text(encoding="utf-8"))
+    card = render_model_card(record, report, name=options.name or str(options.output), title=options.title)
+    path = options.card or options.output / "README.md"
+    path.write_text(str(card), encoding="utf-8")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
