@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypedDict
 
+import numpy as np
+
 from .canonical import CanonicalCrystal
+from .cell import minimal_distance
 from .cif import cif_text
 from .elements import ORDER
 from .errors import DecodeError, Mat2SeqError
 from .prompts import Plan, Prompt, make_plan
+from .reduction import minkowski_basis
 from .tokenizer import text_of_tokens
 from .vocabulary import EOS, TOKEN_IDS
 
@@ -115,9 +119,10 @@ def _mismatch(plan: Plan, crystal: CanonicalCrystal) -> str | None:
 
 
 def _too_close(structure: Structure) -> str | None:
-    first, second, _, distances = structure.get_neighbor_list(MIN_DISTANCE)
-    if len(distances) == 0:
+    basis = minkowski_basis(structure.lattice.matrix)
+    positions = structure.frac_coords @ np.linalg.inv(basis)
+    distance, *pair = minimal_distance(basis @ structure.lattice.matrix, positions)
+    if distance > MIN_DISTANCE:
         return None
-    pair = distances.argmin()
-    names = [f"site {site} ({structure[site].specie})" for site in (int(first[pair]), int(second[pair]))]
-    return f"{names[0]} and {names[1]} are {distances[pair]:.3f} angstrom apart, at least {MIN_DISTANCE} is needed"
+    names = [f"site {site} ({structure[site].specie})" for site in pair]
+    return f"{names[0]} and {names[1]} are {distance:.3f} angstrom apart, more than {MIN_DISTANCE} is needed"

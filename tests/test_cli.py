@@ -1,0 +1,155 @@
+"""The commands do what their help says, and name what is wrong in one line."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from pymatgen.core import Structure
+from transformers import GPT2LMHeadModel
+
+from mat2seq_hf import build_tokenizer, canonicalize, gpt2_config
+from mat2seq_hf.cli import build_parser, main
+from mat2seq_hf.publishing import save_model_folder
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    network = GPT2LMHeadModel(gpt2_config("tiny", n_embd=16, n_layer=1, n_head=2, n_positions=128))
+    return str(save_model_folder(network, build_tokenizer(), tmp_path_factory.mktemp("model"), with_code=False))
+
+
+@pytest.fixture
+def files(tmp_path: Path, crystals: dict[str, Structure]) -> list[str]:
+    crystals["NaCl"].to(str(tmp_path / "salt.cif"))
+    crystals["quartz"].to(str(tmp_path / "POSCAR"))
+    return [str(tmp_path / "salt.cif"), str(tmp_path / "POSCAR")]
+
+
+@pytest.mark.parametrize("command", ["generate", "encode", "decode", "prepare", "doctor"])
+def test_every_command_has_help_with_examples(command: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert f"mat2seq {command}" in capsys.readouterr().out.split("example")[1]
+
+
+def test_a_command_is_required(capsys: Capture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "COMMAND" in capsys.readouterr().err
+    assert build_parser().prog == "mat2seq"
+
+
+def test_encode_prints_the_canonical_text_of_each_file(
+    files: list[str], crystals: dict[str, Structure], capsys: Capture
+) -> None:
+    assert main(["encode", *files]) == 0
+    expected = [canonicalize(crystals[name]).text for name in ("NaCl", "quartz")]
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_encode_names_bad_files_and_does_the_others(files: list[str], tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "prose.cif").write_text("once upon\na time\n")
+    (tmp_path / "bytes.cif").write_bytes(b"\xff\xfe\x00")
+    bad = [str(tmp_path / name) for name in ("prose.cif", "absent.cif", "bytes.cif")]
+    assert main(["encode", files[0], *bad, files[1]]) == 1
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 2
+    lines = captured.err.splitlines()
+    assert [line.split(": ")[0] for line in lines] == bad
+    assert "no crystal" in lines[0]
+    assert "No such file" in lines[1]
+    assert "UTF-8" in lines[2]
+
+
+@pytest.mark.parametrize("file_format", ["cif", "poscar"])
+def test_decode_undoes_encode(
+    files: list[str], file_format: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(["encode", *files])
+    texts = capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.StringIO(texts))
+    assert main(["decode", "-", "--format", file_format, "-o", str(tmp_path / "out")]) == 0
+    written = capsys.readouterr().out.splitlines()
+    suffix = {"cif": "cif", "poscar": "vasp"}[file_format]
+    assert [Path(path).name for path in written] == [f"NaCl_Fm-3m_1.{suffix}", f"Si3O6_P3_221_2.{suffix}"]
+    assert main(["encode", *written]) == 0
+    assert capsys.readouterr().out == texts
+
+
+def test_decode_names_the_line_that_is_no_crystal(tmp_path: Path, capsys: Capture) -> None:
+    salt = "Na1 Cl1 [Fm-3m] 5.6402 5.6402 5.6402 90 90 90 Na 4a 0 0 0 Cl 4b 1/2 1/2 1/2"
+    (tmp_path / "texts.txt").write_text(f"{salt}\n\n{salt} Cl\n")
+    assert main(["decode", str(tmp_path / "texts.txt")]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.startswith("data_Na1Cl1\n")
+    assert captured.err.startswith(f"{tmp_path / 'texts.txt'}:3: ")
+
+
+def test_generate_writes_cifs_and_prints_a_table(model: str, tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["generate", "NaCl", "BaTiO3", "-n", "3", "--seed", "4", "--max-atoms", "6", "--model", model, "--all"]
+    assert main([*arguments, "-o", str(tmp_path / "out")]) == 0
+    table = capsys.readouterr().out
+    assert len(table.splitlines()) >= 3 + 6 + 2
+    for word in ("formula", "space group", "density", "log-probability", "of 6 valid"):
+        assert word in table
+    written = sorted((tmp_path / "out").iterdir())
+    assert len(written) == 6
+    formulas = [Structure.from_file(path).composition.reduced_formula for path in written]
+    assert sorted(formulas) == ["BaTiO3"] * 3 + ["NaCl"] * 3
+    for path in written:
+        assert path.name in table
+    assert main([*arguments, "-o", str(tmp_path / "again")]) == 0
+    for path in written:
+        assert (tmp_path / "again" / path.name).read_text() == path.read_text()
+
+
+def test_generate_passes_wishes_on(model: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "formulas.txt").write_text("TiO2\n\n")
+    arguments = ["--formulas", str(tmp_path / "formulas.txt"), "--space-group", "136", "--formula-units", "2"]
+    assert main(["generate", *arguments, "--model", model, "--top-k", "5", "--temperature", "0.7"]) == 0
+    table = capsys.readouterr().out
+    assert "Ti2 O4" in table
+    assert "P4_2/mnm" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["Xx2"], "'Xx' is not an element"),
+        (["NaCl", "-n", "0"], "-n must be at least 1"),
+        (["BaTiO3", "--n-atoms", "3"], "5 atoms in a formula unit"),
+        (["--formulas", "absent.txt"], "absent.txt"),
+    ],
+)
+def test_bad_wishes_end_in_one_line(model: str, arguments: list[str], message: str, capsys: Capture) -> None:
+    assert main(["generate", *arguments, "--model", model]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("mat2seq: ")
+    assert message in line
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["generate", "NaCl", "--model", str(tmp_path)]) == 2
+    assert "no model folder" in capsys.readouterr().err
+
+
+def test_prepare_writes_shards(files: list[str], tmp_path: Path, capsys: Capture) -> None:
+    assert main(["prepare", files[0], "-o", str(tmp_path / "prepared"), "--num-proc", "1"]) == 0
+    assert list((tmp_path / "prepared").rglob("*.parquet"))
+    assert capsys.readouterr().out.strip()
+
+
+def test_doctor_examines_versions_and_parts(capsys: Capture) -> None:
+    code = main(["doctor"])
+    lines = capsys.readouterr().out.splitlines()
+    assert code == (1 if any(line.startswith("BAD") for line in lines) else 0)
+    for part in ("python", "transformers", "scheme", "canonical form", "tokenizer", "shipped model"):
+        assert any(f" {part}: " in line for line in lines)
+    assert any(line.startswith("ok  canonical form") for line in lines)
+    assert any(line.startswith("ok  tokenizer") for line in lines)
