@@ -107,6 +107,8 @@ def main() -> None:
 
     import mat2seq_hf
 
+    # Its overloads know the tasks of transformers only.
+    make: Any = pipeline
     options = parse_arguments()
     warnings.simplefilter("ignore")
     torch.set_num_threads(2)
@@ -115,7 +117,7 @@ def main() -> None:
         table = table.sample(options.crystals, random_state=options.seed)
     truths = [Structure.from_str(cif, fmt="cif") for cif in tqdm(table.cif, desc="reading", file=sys.stderr)]
     prompts = [prompt_of(truth) for truth in truths]
-    pipe = pipeline("crystal-generation", **({"model": options.model} if options.model else {}))
+    pipe = make("crystal-generation", **({"model": options.model} if options.model else {}))
     settings = {key: getattr(options, key) for key in ("temperature", "top_k") if getattr(options, key) is not None}
     # Prompts of one length together, so that little is padded.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]["formula"]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -127,7 +129,7 @@ def test_a_looser_symprec_finds_the_higher_symmetry_and_a_tighter_one_keeps_the_
     assert canonicalize(structure, symprec=0.001).space_group == "P4mm"
 
 
-def cell(species: list[object], coords: list[list[float]], lattice: Lattice | None = None) -> Structure:
+def cell(species: list[Any], coords: list[list[float]], lattice: Lattice | None = None) -> Structure:
     return Structure(lattice or Lattice.cubic(4.0), species, coords)
 
 
