@@ -15,14 +15,14 @@ import numpy as np
 from .cell import check_distances, read_cell
 from .elements import ATOMIC_NUMBERS, ORDER, SYMBOL_OF
 from .errors import CrystalError, DecodeError
-from .forms import SYMBOL_OF_RANK, Form, canonical_form, form_cell, form_crystal, unordered
+from .forms import SYMBOL_OF_RANK, Form, canonical_form, form_cell, unordered
 from .grid import ANGLE_UNIT, COORDINATE_GRID, LENGTH_UNIT, MAX_LENGTH
 from .lattice import lattice_rule, lattice_vectors, tied_lattice
 from .normalizer import locate
 from .operations import expand_orbit, expand_primitive, points_per_primitive, primitive_basis
 from .reduction import Cell, primitive_cell
 from .sequence import Description, SiteDescription, format_text, formula_words, parse_text
-from .symmetry import StandardCrystal, symmetrize
+from .symmetry import symmetrize
 from .vocabulary import MAX_ATOMS
 from .wyckoff import SYMBOLS, position_by_name, wyckoff_positions
 
@@ -40,17 +40,19 @@ _FINE = 10_000
 _ROUNDS = 20
 
 
-def _encode(crystal: StandardCrystal, symprec: float) -> Form:
+def _encode(form: Form, symprec: float) -> Form:
     """Symmetrise within symprec until group and atom count stand still, then describe.
 
     Averaging over a group can bring out a higher one, so one search is not enough.
     """
+    before = (form.number, form.n_atoms)
     for _ in range(_ROUNDS):
-        following = symmetrize(form_cell(canonical_form(crystal, _FINE)), symprec)
-        if (following.number, following.n_atoms) == (crystal.number, crystal.n_atoms):
+        crystal = symmetrize(form_cell(form), symprec)
+        after = (crystal.number, crystal.n_atoms)
+        if after == before:
             break
-        crystal = following
-    return canonical_form(following, 1)
+        before, form = after, canonical_form(crystal, _FINE)
+    return canonical_form(crystal, 1)
 
 
 def _fixed_point(cell: Cell, symprec: float) -> Form:
@@ -63,10 +65,10 @@ def _fixed_point(cell: Cell, symprec: float) -> Form:
     reduced basis, just inside. Where forms come round in a circle, the smallest of the circle is taken.
     """
     seen: list[Form] = []
-    form = _encode(symmetrize(cell, _TIGHT), symprec)
+    form = _encode(canonical_form(symmetrize(cell, _TIGHT), _FINE), symprec)
     while form not in seen:
         seen.append(form)
-        form = _encode(form_crystal(form), symprec)
+        form = _encode(form, symprec)
     circle = seen[seen.index(form) :]
     return min(circle, key=lambda item: (item.number, item.lattice, item.sites))
 

@@ -17,12 +17,12 @@ from .errors import SymmetryError
 from .grid import ANGLE_UNIT, COORDINATE_GRID, LENGTH_UNIT, quantize
 from .lattice import lattice_integers, lattice_vectors
 from .normalizer import Setting, locate, settings
-from .operations import expand_primitive, group_operations, polar_axes, primitive_basis
+from .operations import expand_primitive, group_operations, points_per_primitive, polar_axes, primitive_basis
 from .reduction import Cell
 from .symmetry import StandardCrystal
 from .wyckoff import LETTERS, SYMBOLS, WyckoffPosition, wyckoff_positions
 
-__all__ = ["SYMBOL_OF_RANK", "Form", "canonical_form", "form_cell", "form_crystal", "unordered"]
+__all__ = ["SYMBOL_OF_RANK", "Form", "canonical_form", "form_cell", "unordered"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -41,6 +41,13 @@ class Form:
     lattice: tuple[int, ...]
     sites: tuple[SiteKey, ...]
     factor: int
+
+    @property
+    def n_atoms(self) -> int:
+        """Atoms in the primitive cell."""
+        positions = wyckoff_positions(self.number)
+        total = sum(positions[letter].multiplicity for _, letter, _ in self.sites)
+        return total // points_per_primitive(self.number)
 
 
 def axis_order(number: int) -> list[int]:
@@ -105,19 +112,31 @@ def _polar_shifts(number: int, images: Floats) -> Floats:
     return shifts[first]
 
 
+def _lattices(crystal: StandardCrystal, choices: list[Setting], factor: int) -> list[tuple[int, ...]]:
+    """Lattice parameters in each setting."""
+    number, metric = crystal.number, crystal.metric
+    if number >= 75:  # rotations of the holohedry: they leave the metric
+        return [lattice_integers(number, metric, factor)] * len(choices)
+    known: dict[bytes, tuple[int, ...]] = {}
+    keys = []
+    for setting in choices:
+        # Orthorhombic axes are exchanged and reversed; reversing one leaves the metric.
+        key = (np.abs(setting.rotation) if number >= 16 else setting.rotation).tobytes()
+        keys.append(key)
+        if key not in known:
+            inverse = np.linalg.inv(setting.rotation)
+            known[key] = lattice_integers(number, inverse.T @ metric @ inverse, factor)
+    return [known[key] for key in keys]
+
+
 def _candidates(
     crystal: StandardCrystal, factor: int, letters: list[str], ranks: list[int]
 ) -> tuple[tuple[int, ...], list[Setting], list[list[int]]]:
     """The smallest lattice, and the settings with it that give the smallest list of Wyckoff letters."""
-    lattices: dict[bytes, tuple[int, ...]] = {}
     choices = settings(crystal.number, crystal.metric)
-    for setting in choices:
-        key = setting.rotation.tobytes()
-        if key not in lattices:
-            inverse = np.linalg.inv(setting.rotation)
-            lattices[key] = lattice_integers(crystal.number, inverse.T @ crystal.metric @ inverse, factor)
-    lattice = min(lattices.values())
-    choices = [setting for setting in choices if lattices[setting.rotation.tobytes()] == lattice]
+    lattices = _lattices(crystal, choices, factor)
+    lattice = min(lattices)
+    choices = [setting for setting, other in zip(choices, lattices, strict=True) if other == lattice]
     indices = [[LETTERS.index(setting.letters[letter]) for letter in letters] for setting in choices]
     signatures = [sorted(zip(ranks, row, strict=True)) for row in indices]
     best = min(signatures)
@@ -180,17 +199,3 @@ def form_cell(form: Form) -> Cell:
         numbers += [ATOMIC_NUMBERS[SYMBOL_OF_RANK[rank]]] * len(images)
     positions = np.concatenate(points) / grid
     return Cell(primitive_basis(form.number) @ vectors, positions, np.array(numbers), np.arange(len(numbers)))
-
-
-def form_crystal(form: Form) -> StandardCrystal:
-    """The crystal that a form describes; its symmetry is known, nothing is searched."""
-    grid = COORDINATE_GRID * form.factor
-    units = [LENGTH_UNIT / form.factor] * 3 + [ANGLE_UNIT / form.factor] * 3
-    vectors = lattice_vectors(tuple(value * unit for value, unit in zip(form.lattice, units, strict=True)))
-    return StandardCrystal(
-        form.number,
-        vectors @ vectors.T,
-        np.array([unordered(form.number, coords) for _, _, coords in form.sites]) / grid,
-        np.array([ATOMIC_NUMBERS[SYMBOL_OF_RANK[rank]] for rank, _, _ in form.sites], dtype=np.int64),
-        np.array([wyckoff_positions(form.number)[letter].multiplicity for _, letter, _ in form.sites]),
-    )

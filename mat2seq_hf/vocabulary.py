@@ -6,7 +6,7 @@ No piece has three digits: WordPiece takes the longest one that fits, and would 
 So counts above 99 are two pieces, ``Ti120 -> Ti ##12 ##0``.
 A text, with what each part is called::
 
-    band_gap= +2.31 | Ba1 Ti1 O3 [Pm-3m] 4.0094 4.0094 4.0094 90 90 90 Ba 1b 1/2 1/2 1/2 Ti 1a 0 0 0 O 3c 0 0 1/2
+    band_gap= +2.31 | Ba1 Ti1 O3 [Pm-3m] 4.0094 4.0094 4.0094 90 90 90 Ba 1a 0 0 0 Ti 1b 1/2 1/2 1/2 O 3c 0 1/2 1/2
     prefix fields --- formula -- group - lattice: a b c alpha beta gamma sites: element, Wyckoff position, x y z
 
 The order of tokens is part of the scheme: ids never change once weights are published. New kinds of fields take the

@@ -224,4 +224,4 @@ def test_what_is_no_crystal_is_refused_by_name(tokenizer: Mat2SeqTokenizer) -> N
 
 
 def test_other_gpt2_models_keep_their_tokenizer() -> None:
-    assert TOKENIZER_MAPPING[GPT2Config] is not Mat2SeqTokenizer
+    assert Mat2SeqTokenizer not in TOKENIZER_MAPPING[GPT2Config]
