@@ -219,27 +219,28 @@ def _print_table(rows: Sequence[tuple[Sample, str]], *, show_files: bool) -> Non
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
-    table.add_column("formula")
-    table.add_column("space group")
-    for name in ("a (Å)", "b (Å)", "c (Å)", "density (g/cm³)", "log-probability"):
+    table = Table("formula", "space group")
+    for name in ("a, b, c (Å)", "density (g/cm³)", "log-probability"):
         table.add_column(name, justify="right")
-    table.add_column("valid", overflow="fold")
+    table.add_column("valid")
     if show_files:
         table.add_column("file", overflow="fold")
     for sample, name in rows:
-        cells = [sample["formula"] or "", (sample["space_group"] or "").replace("[", r"\["), *[""] * 4]
+        lengths = density = ""
         if sample["structure"] is not None:
-            lengths = _crystal(sample["text"]).lattice[:3]
-            cells[2:] = [*(f"{length:.4f}" for length in lengths), f"{float(sample['structure'].density):.3f}"]
-        cells += [f"{sample['log_prob']:.2f}", "yes" if sample["valid"] else f"no: {sample['reason']}"]
-        table.add_row(*cells, *([name] if show_files else []))
+            lengths = "  ".join(f"{length:.4f}" for length in _crystal(sample["text"]).lattice[:3])
+            density = f"{float(sample['structure'].density):.3f}"
+        cells = [sample["formula"] or "", sample["space_group"] or "", lengths, density, f"{sample['log_prob']:.2f}"]
+        table.add_row(*cells, "yes" if sample["valid"] else "no", *([name] if show_files else []))
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)  # a file has no width to fit into
     console.print(table)
     valid = sum(sample["valid"] for sample, _ in rows)
     console.print(f"{valid} of {len(rows)} valid", highlight=False)
+    for row, (sample, _) in enumerate(rows, start=1):
+        if not sample["valid"]:
+            console.print(f"row {row}: {sample['reason']}", highlight=False, markup=False)
 
 
 def _encode(args: argparse.Namespace) -> int:
