@@ -75,9 +75,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from . import __version__
+        from importlib.metadata import PackageNotFoundError, version
 
-        print(f"mat2seq-hf {__version__}")
+        try:
+            print(f"mat2seq-hf {version('mat2seq-hf')}")
+        except PackageNotFoundError:
+            print("mat2seq-hf, not installed")
         parser.exit()
 
 
