@@ -140,9 +140,25 @@ def _translations(cell: Cell, tolerance: float) -> list[tuple[Floats, Integers]]
     return found
 
 
-def _is_group(steps: Integers, order: int) -> bool:
+def _group_of(cell: Cell, found: list[tuple[Floats, Integers]], tolerance: float) -> Integers | None:
+    """The translations as exact fractions ``steps / order``, or None where they form no group of lattice translations.
+
+    Translations on the edge of the tolerance need not close, and then they are not the fractions that a group of their
+    number has.
+    """
+    order = len(found)
+    shifts = np.array([shift for shift, _ in found])
+    steps = np.rint(shifts * order).astype(np.int64)
+    if (((shifts - steps / order) @ cell.lattice) ** 2).sum(axis=1).max() > tolerance**2:
+        return None
+    steps %= order
     known = {tuple(step) for step in steps.tolist()}
-    return len(known) == order and all(tuple((first + second) % order) in known for first in steps for second in steps)
+    if len(known) < order or any(tuple(((a + b) % order).tolist()) not in known for a in steps for b in steps):
+        return None
+    smallest = np.array([partners for _, partners in found]).min(axis=0)
+    if (np.bincount(smallest, minlength=len(cell))[smallest] != order).any():
+        return None
+    return steps
 
 
 def _integer_basis(vectors: Integers) -> Integers:
@@ -189,13 +205,11 @@ def primitive_cell(cell: Cell, tolerance: float) -> Cell:
         return cell
     while True:
         found = _translations(cell, tolerance)
-        order = len(found)
-        if order == 1:
+        if len(found) == 1:
             return cell
-        steps = np.array([np.rint(shift * order) for shift, _ in found], dtype=np.int64) % order
-        if _is_group(steps, order):
+        steps = _group_of(cell, found, tolerance)
+        if steps is not None:
             break
-        # Translations on the edge of the tolerance need not close; a smaller one leaves only those that do.
-        tolerance *= 0.7
+        tolerance *= 0.7  # a smaller one leaves only translations that close
     cell = _averaged(cell, steps, [partners for _, partners in found])
     return cell.rebased(minkowski_basis(cell.lattice).astype(np.float64))

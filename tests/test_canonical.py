@@ -107,6 +107,21 @@ def test_many_like_atoms_without_symmetry_give_one_text() -> None:
     assert assert_laws(Structure(Lattice.cubic(6.0), ["C"] * 8, coords), equivalents=4).space_group_number == 1
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_cells_that_nearly_repeat_keep_their_density(seed: int) -> None:
+    """Five cells in a row, each atom moved by about symprec: some of the five translations hold, others do not."""
+    rng = np.random.default_rng(seed)
+    cell = Structure(Lattice.from_parameters(2.5, 3.0, 3.1, 72, 66, 65), ["C", "C"], [[0, 0, 0], [0.3, 0.5, 0.4]])
+    row = cell * (5, 1, 1)
+    moves = rng.uniform(-1, 1, (10, 3))
+    cartesian = row.cart_coords + 0.004 * moves
+    structure = Structure(row.lattice, row.species, cartesian, coords_are_cartesian=True)
+    decoded = canonicalize(structure, symprec=0.01).to_structure()
+    assert decoded.density == pytest.approx(structure.density, rel=1e-2)
+    assert 10 % len(decoded) == 0
+    assert canonicalize(random_equivalent(structure, rng), symprec=0.01) == canonicalize(structure, symprec=0.01)
+
+
 def test_the_origin_along_a_polar_axis_is_at_the_first_site() -> None:
     for number, axes in ((1, (0, 1, 2)), (4, (1,)), (8, (0, 2)), (33, (2,)), (76, (2,)), (159, (2,)), (186, (2,))):
         crystal = canonicalize(random_crystal(number, np.random.default_rng(number)))

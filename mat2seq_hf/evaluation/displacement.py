@@ -24,15 +24,12 @@ def maximal_displacement(original: Structure, decoded: Structure) -> float:
     """
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
-    matcher = StructureMatcher(ltol=0.05, stol=0.3, angle_tol=2, scale=False, primitive_cell=True)
-    first, second = matcher._process_species([original, decoded])
-    first, second, units, first_is_super = matcher._preprocess(first, second, niggli=True)
-    match = matcher._strict_match(first, second, units, first_is_super, use_rms=False, break_on_match=False)
-    if match is None:
+    matcher = StructureMatcher(ltol=0.05, stol=0.3, angle_tol=2, scale=False)
+    distances = matcher.get_rms_dist(original, decoded)
+    if distances is None:
         return float("nan")
-    # match[1] holds distances in units of (volume / atom) ** (1/3)
-    scale = (first.volume / len(first)) ** (1 / 3)
-    return float(np.max(match[1]) * scale)
+    # the matcher's unit is the cube root of the volume of an atom
+    return float(distances[1] * (decoded.volume / len(decoded)) ** (1 / 3))
 
 
 def displacement_bound(crystal: CanonicalCrystal, symprec: float) -> float:
