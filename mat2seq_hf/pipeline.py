@@ -93,7 +93,9 @@ class CrystalGenerationPipeline(Pipeline):
             seed: makes the samples repeat, whatever was generated before.
             batch_size: prompts sampled together.
             formula_units, elements, n_atoms, max_atoms, space_group, crystal_system, properties, condition: fields of
-                :class:`Prompt` for all prompts; a property such as ``band_gap=1.1`` can be named directly.
+                :class:`Prompt` for all prompts; a property such as ``band_gap=1.1`` can be named directly. Without
+                formula_units, n_atoms and max_atoms, cells are no larger than those the model was trained on
+                (``config.mat2seq["max_atoms"]``), where that can be.
             temperature, top_k, ...: anything ``model.generate`` takes. What is not given comes from the model's
                 generation_config.
 
@@ -165,7 +167,19 @@ class CrystalGenerationPipeline(Pipeline):
             raise PromptError(f"a prompt is a formula, a Prompt, a dict or None, not {type(asked).__name__}: {asked!r}")
         self._check_fields(prompt)
         self.grammar.initial(prompt)
-        return prompt
+        return self._within_training(prompt)
+
+    def _within_training(self, prompt: Prompt) -> Prompt:
+        """Keep to cells of the size the model was trained on, unless the caller decides on one or none would do."""
+        limit = self._model_record().get("max_atoms")
+        if limit is None or (prompt.max_atoms, prompt.n_atoms, prompt.formula_units) != (None, None, None):
+            return prompt
+        smaller = replace(prompt, max_atoms=int(limit))
+        try:
+            self.grammar.initial(smaller)
+        except PromptError:
+            return prompt
+        return smaller
 
     def _check_fields(self, prompt: Prompt) -> None:
         """Refuse prefix fields that the model has never seen: it would answer at random."""

@@ -21,6 +21,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-k", type=int, default=10)
+    parser.add_argument("--max-atoms", type=int, default=20, help="atoms of the largest primitive cell in training")
     parser.add_argument("--plain", action="store_true", help="without copied code")
     parser.add_argument("--report", type=Path, help="evaluation report; with it a card is written")
     parser.add_argument("--record", type=Path, help="run record (default: RUN/run_record.json)")
@@ -55,6 +56,7 @@ def main() -> None:
         eos_token_id=model.config.eos_token_id,
         pad_token_id=model.config.pad_token_id,
     )
+    model.config.mat2seq = {**model.config.mat2seq, "max_atoms": options.max_atoms}
     save_model_folder(model, build_tokenizer(), options.output, with_code=not options.plain)
     print(f"{options.output}: {sum(file.stat().st_size for file in options.output.iterdir()) / 1e6:.1f} MB")
     if options.report is None:

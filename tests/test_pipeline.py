@@ -199,6 +199,20 @@ def test_trained_prefix_fields_reach_the_text(pipe: CrystalGenerationPipeline) -
     assert sample["formula"] == "Na1 Cl1"
 
 
+def test_cells_are_no_larger_than_in_training_unless_asked(folder: Path) -> None:
+    made: Any = make_pipeline
+    pipe = made(TASK, model=str(folder), device="cpu")
+    pipe.model.config.mat2seq = {**pipe.model.config.mat2seq, "max_atoms": 10}
+    sizes = [len(sample["structure"]) for sample in pipe("NaCl", num_return_sequences=4, seed=0) if sample["finished"]]
+    assert sizes
+    assert max(sizes) <= 10
+    assert pipe.prompt("NaCl").max_atoms == 10
+    assert pipe.prompt("NaCl", max_atoms=30).max_atoms == 30
+    assert pipe.prompt("NaCl", formula_units=9).max_atoms is None
+    assert pipe.prompt("Na7Cl7O7").max_atoms == 10
+    assert pipe.prompt("Na7Cl8O9").max_atoms is None  # one formula unit is larger already
+
+
 def test_model_and_tokenizer_of_different_schemes_are_refused(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     with pytest.raises(SchemeMismatchError, match=r"symprec=0\.01.*symprec=0\.1"):
