@@ -141,6 +141,8 @@ def main() -> None:
     figures |= {
         "corpus": f"{options.data.parent.name} {options.data.stem}",
         "seconds": seconds,
+        "model": options.model or "the shipped model",
+        "scheme": pipe.tokenizer.scheme,
         "command": " ".join(["python", *sys.argv]),
     }
     report(figures)
