@@ -64,8 +64,12 @@ def _fixed_point(cell: Cell, symprec: float) -> Form:
     Rounding to the grid can bring a crystal that was just outside ``symprec`` of a higher symmetry, or of another
     reduced basis, just inside. Where forms come round in a circle, the smallest of the circle is taken.
     """
+    exact = symmetrize(cell, _TIGHT)
+    form = canonical_form(exact, 1)
+    if _encode(form, symprec) == form:  # most crystals: symprec finds no more symmetry than is exact
+        return form
     seen: list[Form] = []
-    form = _encode(canonical_form(symmetrize(cell, _TIGHT), _FINE), symprec)
+    form = _encode(canonical_form(exact, _FINE), symprec)
     while form not in seen:
         seen.append(form)
         form = _encode(form, symprec)
