@@ -151,7 +151,7 @@ def _group_of(cell: Cell, found: list[tuple[Floats, Integers]], tolerance: float
     steps = np.rint(shifts * order).astype(np.int64)
     if (((shifts - steps / order) @ cell.lattice) ** 2).sum(axis=1).max() > tolerance**2:
         return None
-    steps %= order
+    steps = np.asarray(steps % order, dtype=np.int64)
     known = {tuple(step) for step in steps.tolist()}
     if len(known) < order or any(tuple(((a + b) % order).tolist()) not in known for a in steps for b in steps):
         return None

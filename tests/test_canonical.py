@@ -111,7 +111,7 @@ def test_many_like_atoms_without_symmetry_give_one_text() -> None:
 def test_cells_that_nearly_repeat_keep_their_density(seed: int) -> None:
     """Five cells in a row, each atom moved by about symprec: some of the five translations hold, others do not."""
     rng = np.random.default_rng(seed)
-    cell = Structure(Lattice.from_parameters(2.5, 3.0, 3.1, 72, 66, 65), ["C", "C"], [[0, 0, 0], [0.3, 0.5, 0.4]])
+    cell = Structure(Lattice.from_parameters(2.5, 3.0, 3.1, 72, 66, 65), ["C", "C"], [[0.0, 0.0, 0.0], [0.3, 0.5, 0.4]])
     row = cell * (5, 1, 1)
     moves = rng.uniform(-1, 1, (10, 3))
     cartesian = row.cart_coords + 0.004 * moves
