@@ -1,7 +1,8 @@
-"""Turn a checkpoint of a training run into a model folder with tokenizer, generation settings and card.
+r"""Turn a checkpoint of a training run into a model folder with tokenizer, generation settings and card.
 
-    python scripts/export_model.py runs/mp_20_tiny -o mat2seq_hf/default_model --temperature 0.7 --top-k 10 --plain
-    python scripts/export_model.py runs/mp_20_tiny -o my-model --report report.json
+    python scripts/export_model.py runs/mp_20_tiny -o mat2seq_hf/default_model --plain \
+        --report report.json --facts model_cards/mp_20_tiny.json
+    python scripts/export_model.py runs/mp_20_tiny -o my-model --temperature 0.7 --top-k 10
 
 ``--plain`` leaves out the copied code: a folder inside the package does without. A card is written where the run has
 its ``run_record.json`` and an evaluation report is given (``scripts/evaluate_generation.py --report report.json``).
@@ -25,7 +26,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--plain", action="store_true", help="without copied code")
     parser.add_argument("--report", type=Path, help="evaluation report; with it a card is written")
     parser.add_argument("--record", type=Path, help="run record (default: RUN/run_record.json)")
-    parser.add_argument("--card", type=Path, help="where the card goes (default: OUTPUT/README.md)")
+    parser.add_argument("--facts", type=Path, help="keep what the card was rendered from here, and a copy beside it")
     parser.add_argument("--title", default="Mat2Seq tiny, MP-20")
     parser.add_argument("--name", help="repository or folder that the card's snippets load (default: OUTPUT)")
     parser.add_argument(
@@ -43,7 +44,7 @@ def main() -> None:
     from transformers import GenerationConfig, GPT2LMHeadModel
 
     from mat2seq_hf import build_tokenizer
-    from mat2seq_hf.publishing.cards import render_model_card
+    from mat2seq_hf.publishing.cards import public_record, render_model_card
     from mat2seq_hf.publishing.folder import save_model_folder
 
     options = parse_arguments()
@@ -62,12 +63,17 @@ def main() -> None:
     if options.report is None:
         return
     record = json.loads((options.record or options.run / "run_record.json").read_text(encoding="utf-8"))
-    record["command"] = options.command
-    report = json.loads(options.report.read_text(encoding="utf-8"))
-    card = render_model_card(record, report, name=options.name or str(options.output), title=options.title)
-    path = options.card or options.output / "README.md"
-    path.write_text(str(card), encoding="utf-8")
-    print(path)
+    facts = {
+        "name": options.name or str(options.output),
+        "title": options.title,
+        "record": {**public_record(record), "command": options.command},
+        "report": json.loads(options.report.read_text(encoding="utf-8")),
+    }
+    card = render_model_card(**facts)
+    (options.output / "README.md").write_text(str(card), encoding="utf-8")
+    if options.facts is not None:
+        options.facts.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        options.facts.with_suffix(".md").write_text(str(card), encoding="utf-8")
 
 
 if __name__ == "__main__":

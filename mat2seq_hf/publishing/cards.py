@@ -6,7 +6,16 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-__all__ = ["render_model_card"]
+__all__ = ["public_record", "render_model_card"]
+
+_SETTINGS = (
+    *("model_size", "optimizer", "learning_rate", "muon_learning_rate", "weight_decay", "dropout", "batching"),
+    *("batch_tokens", "gradient_accumulation_steps", "warmup_steps", "time_budget_minutes", "num_train_epochs", "seed"),
+)
+_FACTS = (
+    *("scheme", "versions", "parameters", "steps", "epochs", "tokens_seen", "training_seconds"),
+    *("best_checkpoint_step", "throughput", "results"),
+)
 
 _SNIPPET = """\
 ```python
@@ -120,11 +129,25 @@ _LIMITS = """\
 """
 
 
+def public_record(record: dict[str, Any]) -> dict[str, Any]:
+    """What a card needs of ``run_record.json``: no paths, no machine names."""
+    data = {
+        split: {key: facts[key] for key in ("crystals", "tokens", "fingerprint")}
+        for split, facts in record["data"].items()
+    }
+    return {
+        "settings": {key: record["settings"][key] for key in _SETTINGS if key in record["settings"]},
+        "hardware": {"threads": record["hardware"]["threads"]},
+        "data": data,
+        **{key: record[key] for key in _FACTS},
+    }
+
+
 def render_model_card(record: dict[str, Any], report: dict[str, Any], *, name: str, title: str) -> ModelCard:
     """The card of a model.
 
     Args:
-        record: ``run_record.json`` of its training run, with the training command under ``command``.
+        record: :func:`public_record` of its training run, with the training command under ``command``.
         report: what ``scripts/evaluate_generation.py --report`` wrote.
         name: repository, such as ``"org/model"``, or folder that snippets load it from.
         title: heading of the card.
