@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -18,6 +19,8 @@ __all__ = ["MIN_DISTANCE", "check_distances", "is_atoms", "is_cif", "read_cell"]
 MIN_DISTANCE = 0.25
 
 _MAX_FRACTION = 1e6
+_MAX_VECTOR = 1e5  # angstrom; above it floats no longer tell atoms apart, and reduction takes for ever
+_MAX_SITES = 2000  # all pairs are compared, once for each translation: more would take minutes and gigabytes
 _NEIGHBOURS = np.array([[i, j, k] for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)], dtype=np.float64)
 
 
@@ -36,6 +39,8 @@ def _build(lattice: Any, positions: Any, symbols: list[str]) -> Cell:
     positions = np.array(positions, dtype=np.float64).reshape(-1, 3)
     if not len(symbols):
         raise CrystalError("the crystal has no atoms; give a cell with at least one site")
+    if len(symbols) > _MAX_SITES:
+        raise CrystalError(f"the cell has {len(symbols)} sites, at most {_MAX_SITES} are read; give a smaller cell")
     if not np.isfinite(lattice).all():
         raise CrystalError(f"the lattice has non-finite numbers: {lattice.tolist()}; mend the cell vectors")
     for index, (symbol, position) in enumerate(zip(symbols, positions, strict=True)):
@@ -46,9 +51,11 @@ def _build(lattice: Any, positions: Any, symbols: list[str]) -> Cell:
             raise CrystalError(f"{place}: non-finite coordinates {position.tolist()}; mend or remove the site")
         if np.abs(position).max() > _MAX_FRACTION:
             raise CrystalError(f"{place}: coordinates {position.tolist()} lie more than {_MAX_FRACTION:g} cells away")
+    if np.abs(lattice).max() > _MAX_VECTOR:
+        raise CrystalError(f"the cell vectors {lattice.tolist()} are longer than {_MAX_VECTOR:g} angstrom; mend them")
     lengths = np.linalg.norm(lattice, axis=1)
     volume = float(np.linalg.det(lattice))
-    if abs(volume) < 1e-6 * max(float(np.prod(lengths)), 1e-300) or lengths.min() < 1e-3:
+    if abs(volume) < 1e-9 * max(float(np.prod(lengths)), 1e-300) or lengths.min() < 1e-3:
         raise CrystalError(
             f"the lattice spans no volume ({abs(volume):.3g} cubic angstrom, vectors {lattice.tolist()}); "
             "a crystal needs three independent cell vectors"
@@ -64,13 +71,13 @@ def _from_structure(structure: Any) -> Cell:
         raise CrystalError(f"the lattice is periodic along {structure.lattice.pbc} only; a crystal needs all three")
     symbols = []
     for index, site in enumerate(structure):
-        (first, occupancy), *others = site.species.items()
-        if others or abs(occupancy - 1.0) > 1e-8:
+        species = list(site.species.items())
+        if len(species) != 1 or abs(species[0][1] - 1.0) > 1e-8:
             raise CrystalError(
                 f"site {index} ({site.species_string}) is disordered; order the structure first, "
                 "for instance with pymatgen's OrderDisorderedStructureTransformation"
             )
-        symbol = getattr(first, "symbol", str(first))
+        symbol = getattr(species[0][0], "symbol", str(species[0][0]))
         symbols.append("H" if symbol in ("D", "T") else symbol)
     return _build(structure.lattice.matrix, structure.frac_coords, symbols)
 
@@ -93,7 +100,9 @@ def _from_text(text: str) -> Cell:
         warnings.simplefilter("ignore")  # both parsers warn about rounding and defaults that are checked here
         try:
             if kind == "CIF":
-                structure = CifParser.from_str(text).parse_structures(primitive=False, check_occu=True)[0]
+                parser = CifParser.from_str(text)
+                structure = parser.parse_structures(primitive=False, check_occu=True)[0]
+                blocks = list(parser.as_dict().values())
             else:
                 structure = Poscar.from_str(text).structure
         except Exception as error:  # the parsers raise nearly every type on broken text
@@ -102,7 +111,38 @@ def _from_text(text: str) -> Cell:
                 f"the text is no crystal: read as {kind} it fails with {type(error).__name__}: {error}; "
                 f"it starts with {start!r}. Give CIF text, POSCAR text or a structure"
             ) from error
-    return _from_structure(structure)
+    cell = _from_structure(structure)
+    if kind == "POSCAR":
+        _check_counts(text)
+    elif len(blocks) == 1:
+        _check_formula(blocks[0].get("_chemical_formula_sum"), structure)
+    return cell
+
+
+def _check_counts(text: str) -> None:
+    """Refuse a POSCAR with fewer counts than elements, of which pymatgen leaves the last out."""
+    symbols, counts = (re.split("[!#]", line)[0].split() for line in text.splitlines()[5:7])
+    if not symbols[0].isdecimal() and counts and counts[0].isdecimal() and len(counts) < len(symbols):
+        raise CrystalError(f"the POSCAR names the elements {' '.join(symbols)} but counts only {' '.join(counts)}")
+
+
+def _check_formula(formula: Any, structure: Any) -> None:
+    """Refuse a CIF whose sites are not what its formula says: one cut off within the sites reads without complaint."""
+    from pymatgen.core import Composition
+
+    try:
+        stated = Composition(formula).get_el_amt_dict()
+    except Exception:  # noqa: BLE001 - no formula, or one that cannot be read: nothing to compare with
+        return
+    found = structure.composition.get_el_amt_dict()
+    ratios = [found.get(element, 0.0) / amount for element, amount in stated.items() if amount]
+    if not ratios:
+        return
+    if not found.keys() <= stated.keys() or max(ratios) > 1.01 * min(ratios):
+        raise CrystalError(
+            f"the sites of the CIF add up to {structure.composition.formula}, but its formula says {formula}; "
+            "the file is cut off or lacks atoms: complete it, or mend its _chemical_formula_sum"
+        )
 
 
 def read_cell(crystal: Any) -> Cell:

@@ -6,9 +6,13 @@ Heavy imports stand inside the commands, so that ``mat2seq --help`` answers at o
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -156,7 +160,8 @@ def _generate(args: argparse.Namespace) -> int:
         for place, samples in enumerate(drawn):
             first = place % parts * size + 1
             kept = samples[: args.samples - first + 1]
-            rows += zip(kept, _write(kept, args.output, first, keep_all=args.all), strict=True)
+            taken = {name for _, name in rows}
+            rows += zip(kept, _write(kept, args.output, first, taken, keep_all=args.all), strict=True)
             progress.advance(task, len(kept))
     _print_table(rows, show_files=args.output is not None)
     return 0
@@ -165,7 +170,7 @@ def _generate(args: argparse.Namespace) -> int:
 def _asked(args: argparse.Namespace) -> list[str | None]:
     formulas: list[str | None] = list(args.formula)
     if args.formulas is not None:
-        formulas += [line.strip() for line in args.formulas.read_text(encoding="utf-8").splitlines() if line.strip()]
+        formulas += [line.strip() for _, line in _lines([str(args.formulas)])]
     return formulas or [None]
 
 
@@ -173,7 +178,7 @@ def _wishes(args: argparse.Namespace) -> dict[str, Any]:
     """Fields of the prompt that were given as options."""
     names = ("formula_units", "elements", "n_atoms", "max_atoms", "space_group", "crystal_system")
     wishes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if str(wishes.get("space_group", "")).isdecimal():
+    if re.fullmatch(r"\d{1,9}", str(wishes.get("space_group", ""))):
         wishes["space_group"] = int(wishes["space_group"])
     return wishes
 
@@ -189,18 +194,34 @@ def _load_pipeline(model: str | None) -> Any:
         raise Mat2SeqError("this installation has no model of its own; name one with --model")
     if model is not None and Path(model).exists() and not (Path(model) / "config.json").is_file():
         raise Mat2SeqError(f"{model} is no model folder: it has no config.json")
+    if model is not None and Path(model).is_dir() and not any(Path(model).glob("model*.safetensors")):
+        raise Mat2SeqError(f"{model} has no model.safetensors; weights in other formats are not read")
     make: Any = transformers.pipeline  # its overloads know the tasks of transformers only
-    return make(TASK, model=model)
+    try:
+        # safetensors alone: reading pickled weights can run code of whoever wrote them
+        return make(TASK, model=model, model_kwargs={"use_safetensors": True})
+    except Mat2SeqError:
+        raise
+    except Exception as error:  # a broken folder raises nearly every type
+        reason = next(iter(str(error).splitlines()), "")
+        name = model or "the model in the package"
+        raise Mat2SeqError(f"{name} cannot be loaded: {type(error).__name__}: {reason}") from error
 
 
-def _write(samples: Sequence[Sample], folder: Path | None, first: int, *, keep_all: bool) -> list[str]:
-    """Write the CIFs of samples and return their names, ``""`` for those that are not written."""
-    names = []
+def _write(
+    samples: Sequence[Sample], folder: Path | None, first: int, taken: AbstractSet[str], *, keep_all: bool
+) -> list[str]:
+    """Write the CIFs of samples and return their names, ``""`` for those that are not written.
+
+    Names in ``taken`` are not used again: two prompts can ask for the same crystals.
+    """
+    names: list[str] = []
     for index, sample in enumerate(samples, start=first):
         name = ""
         if folder is not None and sample["structure"] is not None and (sample["valid"] or keep_all):
             folder.mkdir(parents=True, exist_ok=True)
-            name = _file_name(_crystal(sample["text"]), index, "cif")
+            crystal = _crystal(sample["text"])
+            name = next(n for n in (_file_name(crystal, i, "cif") for i in count(index)) if n not in {*taken, *names})
             (folder / name).write_text(sample["cif"] or "", encoding="utf-8")
         names.append(name)
     return names
@@ -253,6 +274,8 @@ def _encode(args: argparse.Namespace) -> int:
     for name in args.files:
         try:
             print(canonicalize(_read(name), args.symprec).text)
+        except BrokenPipeError:
+            raise
         except (Mat2SeqError, OSError, UnicodeDecodeError) as error:
             failures += 1
             print(f"{name}: {_reason(error)}", file=sys.stderr)
@@ -260,7 +283,7 @@ def _encode(args: argparse.Namespace) -> int:
 
 
 def _read(name: str) -> str:
-    return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig")
 
 
 def _reason(error: Exception) -> str:
@@ -272,7 +295,11 @@ def _reason(error: Exception) -> str:
 def _lines(names: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Place and text of every line that is not empty."""
     for name in names:
-        for number, line in enumerate(_read(name).splitlines(), start=1):
+        try:
+            text = _read(name)
+        except UnicodeDecodeError as error:
+            raise Mat2SeqError(f"{name} {_reason(error)}") from error
+        for number, line in enumerate(text.splitlines(), start=1):
             if line.strip():
                 yield f"{name}:{number}", line
 
@@ -336,17 +363,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(arguments)
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()  # what cannot be written shows here, not as a complaint of the interpreter at its end
     except Mat2SeqError as error:
         print(f"mat2seq: {error}", file=sys.stderr)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - closed with the process
+        _drop_output()
         return 1
     except OSError as error:
-        print(f"mat2seq: {error.filename or ''}: {_reason(error)}", file=sys.stderr)
+        print(f"mat2seq: {f'{error.filename}: ' if error.filename else ''}{_reason(error)}", file=sys.stderr)
+        if error.errno == errno.ENOSPC:
+            _drop_output()
     except KeyboardInterrupt:
         return 130
+    else:
+        return code
     return 2
+
+
+def _drop_output() -> None:
+    """Nothing more can be written: keep the interpreter from trying at its end."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - closed with the process
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ it has the asked composition and space group whatever the model says.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from operator import index as as_index
+from typing import Any, SupportsIndex
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
@@ -25,6 +27,7 @@ from .vocabulary import BOS, NUMERIC_FIELDS, TOKEN_IDS
 
 __all__ = ["CrystalGenerationPipeline"]
 
+_MAX_SEED = 2**43  # times the prime below, it still fits the 64 bits of torch
 _PROMPT_FIELDS = {field.name for field in fields(Prompt)} - {"open_prefix"}
 
 
@@ -129,6 +132,7 @@ class CrystalGenerationPipeline(Pipeline):
             wishes["properties"] = {**dict(wishes.get("properties", {})), **named}
         if seed is not None:
             kwargs["seed"] = seed
+        _check_sampling(kwargs)
         return wishes, kwargs, {}
 
     def preprocess(self, input_: _Request, **wishes: Any) -> dict[str, Any]:
@@ -233,6 +237,23 @@ class CrystalGenerationPipeline(Pipeline):
             describe_sample(ids, prompt, log_prob=log_prob, log_prob_raw=log_prob_raw, symprec=self.symprec)
             for ids, log_prob, log_prob_raw in zip(*values, strict=True)
         ]
+
+
+def _check_sampling(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that sampling would trip over only after the model has begun."""
+    for name, low, high in (
+        ("seed", -_MAX_SEED, _MAX_SEED),
+        ("num_return_sequences", 1, sys.maxsize),
+        ("top_k", 0, sys.maxsize),
+    ):
+        value = settings.get(name)
+        if value is not None and not (isinstance(value, SupportsIndex) and low <= as_index(value) <= high):
+            raise PromptError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+    temperature = settings.get("temperature")
+    if temperature is not None and not (isinstance(temperature, (int, float)) and 1e-3 <= temperature <= 1e3):
+        raise PromptError(
+            f"temperature must be a number from 0.001 to 1000, not {temperature!r}; top_k=1 always takes the likeliest"
+        )
 
 
 @contextmanager

@@ -93,6 +93,8 @@ def parse_formula(text: str) -> dict[str, int]:
         >>> parse_formula("Ca(OH)2")
         {'Ca': 1, 'O': 2, 'H': 2}
     """
+    if not isinstance(text, str):
+        raise FormulaError(f"a formula is text such as 'BaTiO3', not {text!r}")
     stack: list[dict[str, int]] = [{}]
     position = 0
     while position < len(text):
@@ -121,9 +123,9 @@ def parse_formula(text: str) -> dict[str, int]:
 
 
 def _whole(digits: str, text: str) -> int:
-    count = int(digits or 1)
+    count = int(digits[:9] or 1)  # longer ones are refused anyway, and int() has a limit of its own
     if not 1 <= count <= MAX_ATOMS:
-        raise FormulaError(f"formula {text!r}: {count} is not a count from 1 to {MAX_ATOMS}")
+        raise FormulaError(f"formula {text!r}: {digits} is not a count from 1 to {MAX_ATOMS}")
     return count
 
 

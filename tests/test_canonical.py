@@ -101,6 +101,29 @@ def test_accidental_metric_symmetry_does_not_matter(number: int, lattice: Lattic
     assert assert_laws(structure, seed=number, equivalents=4).space_group_number == number
 
 
+@pytest.mark.parametrize(
+    ("lattice", "symprec"),
+    [
+        (Lattice.from_parameters(6.158, 6.1579, 6.1581, 89.99, 60, 60), 0.01),
+        (Lattice.from_parameters(4.006, 4.0061, 4.007, 90, 59.99, 60), 1e-3),
+    ],
+)
+def test_a_lattice_that_rounding_always_shortens_still_has_one_text(lattice: Lattice, symprec: float) -> None:
+    structure = Structure(lattice, ["C", "O", "Si"], [[0.01, 0.02, 0.03], [0.31, 0.42, 0.55], [0.66, 0.13, 0.27]])
+    crystal = canonicalize(structure, symprec)
+    other = random_equivalent(structure, np.random.default_rng(0))
+    assert canonicalize(other, symprec) == crystal
+    assert canonicalize(crystal.to_structure(), symprec) == crystal
+
+
+def test_a_very_skewed_basis_of_a_long_cell_is_read() -> None:
+    straight = Structure(Lattice.orthorhombic(2.6, 3.1, 40), ["Fe", "O"], [[0.0, 0.0, 0.0], [0.5, 0.5, 0.3]])
+    basis = np.array([[0, 13, -22], [-14, 20, -41], [-11, 15, -31]])
+    coords = straight.frac_coords @ np.linalg.inv(basis)
+    skewed = Structure(Lattice(basis @ straight.lattice.matrix), straight.species, coords)
+    assert canonicalize(skewed) == canonicalize(straight)
+
+
 def test_many_like_atoms_without_symmetry_give_one_text() -> None:
     rng = np.random.default_rng(3)
     coords = (np.stack(np.meshgrid(*[np.arange(2)] * 3), -1).reshape(-1, 3) + rng.uniform(-0.1, 0.1, (8, 3))) / 2
@@ -159,6 +182,14 @@ def cell(species: list[Any], coords: list[list[float]], lattice: Lattice | None 
         (cell(["Fe"], [[0, 0, 0]], Lattice([[1, 0, 0], [2, 0, 0], [0, 0, 1]])), "spans no volume"),
         (cell(["Fe"], [[0, 0, 0]], Lattice(np.diag([np.inf, 1, 1]))), "non-finite"),
         (cell(["Fe"], [[0, 0, 0]], Lattice.orthorhombic(600, 3, 3)), "outside 1 to 500 angstrom"),
+        (cell(["Fe"], [[0, 0, 0]], Lattice(np.diag([1e200] * 3))), "longer than 100000 angstrom"),
+        (cell(["Fe"], [[0, 0, 0]], Lattice(np.array([[1e9, 0, 0], [0, 3, 1], [0, 0, 3]]))), "longer than 100000 angstrom"),
+        (cell([{}], [[0, 0, 0]]), "site 0 .* disordered"),
+        (cell(["Fe"], [[0, 0, 0]]) * 13, "2197 sites, at most 2000"),
+        (
+            "salt\n1\n0 3 3\n3 0 3\n3 3 0\nNa Cl ! table\n1\nDirect\n0 0 0\n",
+            "names the elements Na Cl but counts only 1",
+        ),
         ("data_x\n_cell_length_a 3\n", "read as CIF it fails"),
         ("this is no crystal", "read as POSCAR it fails"),
         ("", "read as POSCAR it fails"),
@@ -188,6 +219,14 @@ def test_cif_and_poscar_text_give_the_text_of_the_structure(crystals: dict[str, 
         expected = canonicalize(crystals[name]).text
         assert canonicalize(crystals[name].to(fmt="cif")).text == expected
         assert canonicalize(crystals[name].to(fmt="poscar")).text == expected
+
+
+def test_a_cif_cut_off_within_its_sites_is_refused(crystals: dict[str, Structure]) -> None:
+    lines = crystals["CaTiO3"].to(fmt="cif").rstrip().splitlines()
+    assert canonicalize("\n".join(lines)) == canonicalize(crystals["CaTiO3"])
+    for lost in (1, 5, 12, 17):
+        with pytest.raises(CrystalError, match="its formula says Ca4 Ti4 O12"):
+            canonicalize("\n".join(lines[:-lost]))
 
 
 def test_oxidation_states_do_not_matter(crystals: dict[str, Structure]) -> None:

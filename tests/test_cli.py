@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,6 +127,10 @@ def test_generate_passes_wishes_on(model: str, tmp_path: Path, capsys: Capture) 
         (["Xx2"], "'Xx' is not an element"),
         (["NaCl", "-n", "0"], "-n must be at least 1"),
         (["BaTiO3", "--n-atoms", "3"], "5 atoms in a formula unit"),
+        (["NaCl", "--seed", "99999999999999999999"], "seed must be"),
+        (["NaCl", "--temperature", "0"], "temperature must be"),
+        (["NaCl", "--top-k", "-1"], "top_k must be"),
+        (["Na" + "1" * 5000], "is not a count from 1"),
         (["--formulas", "absent.txt"], "absent.txt"),
     ],
 )
@@ -153,3 +160,63 @@ def test_doctor_examines_versions_and_parts(capsys: Capture) -> None:
         assert any(f" {part}: " in line for line in lines)
     assert any(line.startswith("ok  canonical form") for line in lines)
     assert any(line.startswith("ok  tokenizer") for line in lines)
+
+
+def test_prompts_for_the_same_crystals_share_no_file(model: str, tmp_path: Path, capsys: Capture) -> None:
+    wishes = ["--space-group", "225", "--max-atoms", "2", "--all"]
+    assert main(["generate", "NaCl", "NaCl", "-n", "3", *wishes, "--model", model, "-o", str(tmp_path / "out")]) == 0
+    assert "of 6 valid" in capsys.readouterr().out
+    assert len(list((tmp_path / "out").iterdir())) == 6
+
+
+def test_formulas_may_come_from_windows(model: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "formulas.txt").write_bytes(b"\xef\xbb\xbfNaCl\r\n\r\n")
+    assert main(["generate", "--formulas", str(tmp_path / "formulas.txt"), "--model", model, "--max-atoms", "2"]) == 0
+    assert "Na1 Cl1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["generate", "--formulas"], ["decode"]])
+def test_lines_that_are_no_text_are_named(arguments: list[str], model: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "bytes.txt").write_bytes(b"NaCl\n\xff\n")
+    more = ["--model", model] if arguments[0] == "generate" else []
+    assert main([*arguments, str(tmp_path / "bytes.txt"), *more]) == 2
+    assert "bytes.txt is not a text file (UTF-8)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("model.safetensors", b"\x08"), ("tokenizer.json", b"{"), ("config.json", b"{"), ("model.safetensors", None)],
+)
+def test_a_broken_model_folder_is_named(
+    name: str, content: bytes | None, model: str, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(model, folder)
+    if content is None:  # pickled weights are never read
+        (folder / name).rename(folder / "pytorch_model.bin")
+    else:
+        (folder / name).write_bytes(content)
+    assert main(["generate", "NaCl", "--model", str(folder)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"mat2seq: {folder} ")
+
+
+def test_encode_ends_when_nobody_reads_any_more(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", Closed())
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    assert main(["encode", *files]) == 1
+    assert sys.stderr.getvalue() == ""  # type: ignore[union-attr]
+
+
+def test_output_that_fits_nowhere_is_an_error(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sys.stdout", Full())
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    assert main(["encode", *files]) == 2
+    assert sys.stderr.getvalue() == "mat2seq: No space left on device\n"  # type: ignore[union-attr]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -117,3 +118,22 @@ def test_missing_and_unusable_inputs_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(Mat2SeqError, match="no crystals in"):
         prepare([tmp_path / "empty"], tmp_path / "out", num_proc=1, progress=False)
+
+
+@pytest.mark.parametrize("name", ["broken.parquet", "broken.csv"])
+def test_a_broken_table_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"cif\n1,2,3\n")
+    with pytest.raises(Mat2SeqError, match=name):
+        prepare([tmp_path / name], tmp_path / "out", num_proc=1, progress=False)
+
+
+@pytest.mark.parametrize("setting", [{"symprec": 5.0}, {"num_proc": 0}, {"chunk_size": 0}])
+def test_settings_that_cannot_work_are_refused_at_once(setting: dict[str, Any], table: Path, tmp_path: Path) -> None:
+    with pytest.raises(Mat2SeqError, match=r"symprec|num_proc"):
+        prepare([table], tmp_path / "out", progress=False, **setting)
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_in_a_csv_stay_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "crystals.csv").write_text('id,cif\n007,"data_x\nno crystal"\n')
+    assert [row.id for row in read_rows([tmp_path / "crystals.csv"])] == ["007"]

@@ -7,6 +7,8 @@ import json
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -48,14 +50,23 @@ class PrepareReport:
     tokens: int
 
 
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    try:
+        if path.suffix == ".parquet":
+            yield from pq.ParquetFile(path).iter_batches(batch_size=1000)
+        else:
+            parsing = pyarrow.csv.ParseOptions(newlines_in_values=True)
+            # an id such as 007 is a name, not a number
+            converting = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(("cif", *_ID_COLUMNS), pa.string()))
+            table = pyarrow.csv.read_csv(path, parse_options=parsing, convert_options=converting)
+            yield from table.to_batches(max_chunksize=1000)
+    except pa.ArrowException as error:
+        raise Mat2SeqError(f"{path} cannot be read as a table: {error}") from error
+
+
 def _table_rows(path: Path) -> Iterator[InputRow]:
-    if path.suffix == ".parquet":
-        batches: Iterator[pa.RecordBatch] = pq.ParquetFile(path).iter_batches(batch_size=1000)
-    else:
-        options = pyarrow.csv.ParseOptions(newlines_in_values=True)
-        batches = iter(pyarrow.csv.read_csv(path, parse_options=options).to_batches(max_chunksize=1000))
     number = 0
-    for batch in batches:
+    for batch in _batches(path):
         if "cif" not in batch.schema.names:
             raise Mat2SeqError(f"{path.name} has no column 'cif'; its columns are {', '.join(batch.schema.names)}")
         id_column = next((name for name in _ID_COLUMNS if name in batch.schema.names), None)
@@ -163,7 +174,7 @@ def _run(chunks: Iterator[list[InputRow]], output: Path, symprec: float, num_pro
             count += 1
         return count
     context = multiprocessing.get_context("spawn")  # forking a process that has threads can hang
-    with ProcessPoolExecutor(num_proc, mp_context=context) as pool:
+    with _lost_workers(), ProcessPoolExecutor(num_proc, mp_context=context) as pool:
         waiting = []
         for number, chunk in enumerate(chunks):
             waiting.append(pool.submit(_prepare_chunk, number, chunk, output, symprec))
@@ -173,6 +184,17 @@ def _run(chunks: Iterator[list[InputRow]], output: Path, symprec: float, num_pro
         for future in waiting:
             bar.update(future.result())
     return count
+
+
+@contextmanager
+def _lost_workers() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise Mat2SeqError(
+            "a worker process was killed, probably for lack of memory; start again with fewer processes (--num-proc): "
+            "what is finished is kept"
+        ) from error
 
 
 def _finish(output: Path, count: int) -> PrepareReport:
@@ -221,6 +243,10 @@ def prepare(
         >>> prepare(["mp_20/val.parquet"], "prepared/mp_20/val")  # doctest: +SKIP
         PrepareReport(read=9047, encoded=9047, rejected=0, tokens=551234)
     """
+    if num_proc < 1 or chunk_size < 1:
+        raise Mat2SeqError(f"num_proc and chunk_size must be at least 1, not {num_proc} and {chunk_size}")
+    if not 1e-5 <= symprec <= 0.2:  # else every single row would be set aside
+        raise Mat2SeqError(f"symprec {symprec!r} is outside 1e-5 to 0.2 angstrom")
     folder = Path(output)
     (folder / "rejected").mkdir(parents=True, exist_ok=True)
     with tqdm(unit=" crystals", disable=not progress, desc=folder.name) as bar:
