@@ -183,7 +183,10 @@ def cell(species: list[Any], coords: list[list[float]], lattice: Lattice | None 
         (cell(["Fe"], [[0, 0, 0]], Lattice(np.diag([np.inf, 1, 1]))), "non-finite"),
         (cell(["Fe"], [[0, 0, 0]], Lattice.orthorhombic(600, 3, 3)), "outside 1 to 500 angstrom"),
         (cell(["Fe"], [[0, 0, 0]], Lattice(np.diag([1e200] * 3))), "longer than 100000 angstrom"),
-        (cell(["Fe"], [[0, 0, 0]], Lattice(np.array([[1e9, 0, 0], [0, 3, 1], [0, 0, 3]]))), "longer than 100000 angstrom"),
+        (
+            cell(["Fe"], [[0, 0, 0]], Lattice(np.array([[1e9, 0, 0], [0, 3, 1], [0, 0, 3]]))),
+            "longer than 100000 angstrom",
+        ),
         (cell([{}], [[0, 0, 0]]), "site 0 .* disordered"),
         (cell(["Fe"], [[0, 0, 0]]) * 13, "2197 sites, at most 2000"),
         (
