@@ -14,7 +14,7 @@ import numpy as np
 
 from .cell import check_distances, read_cell
 from .elements import ATOMIC_NUMBERS, ORDER, SYMBOL_OF
-from .errors import CrystalError, DecodeError
+from .errors import CrystalError, DecodeError, SymmetryError
 from .forms import SYMBOL_OF_RANK, Form, canonical_form, form_cell, unordered
 from .grid import ANGLE_UNIT, COORDINATE_GRID, LENGTH_UNIT, MAX_LENGTH
 from .lattice import lattice_rule, lattice_vectors, tied_lattice
@@ -40,7 +40,7 @@ _FINE = 10_000
 _ROUNDS = 20
 
 
-def _encode(form: Form, symprec: float) -> Form:
+def _encode(form: Form, symprec: float, wide: bool = False) -> Form:
     """Symmetrise within symprec until group and atom count stand still, then describe.
 
     Averaging over a group can bring out a higher one, so one search is not enough.
@@ -51,8 +51,8 @@ def _encode(form: Form, symprec: float) -> Form:
         after = (crystal.number, crystal.n_atoms)
         if after == before:
             break
-        before, form = after, canonical_form(crystal, _FINE)
-    return canonical_form(crystal, 1)
+        before, form = after, canonical_form(crystal, _FINE, wide)
+    return canonical_form(crystal, 1, wide)
 
 
 def _fixed_point(cell: Cell, symprec: float) -> Form:
@@ -68,13 +68,26 @@ def _fixed_point(cell: Cell, symprec: float) -> Form:
     form = canonical_form(exact, 1)
     if _encode(form, symprec) == form:  # most crystals: symprec finds no more symmetry than is exact
         return form
+    start = canonical_form(exact, _FINE)
+    settled = _settle(start, symprec)
+    if settled is not None:
+        return settled
+    # Rounding makes ever other bases the shortest, and the lattice would creep away.
+    wide = _settle(canonical_form(exact, _FINE, wide=True), symprec, wide=True)
+    if wide is None:
+        raise SymmetryError("no basis of this lattice survives rounding; try another symprec")
+    return _settle(wide, symprec) or wide
+
+
+def _settle(form: Form, symprec: float, wide: bool = False) -> Form | None:
+    """The smallest form of the circle in which encoding ends, or None where it does not end soon."""
     seen: list[Form] = []
-    form = _encode(canonical_form(exact, _FINE), symprec)
-    while form not in seen:
+    for _ in range(_ROUNDS):
+        form = _encode(form, symprec, wide)
+        if form in seen:
+            return min(seen[seen.index(form) :], key=lambda item: (item.number, item.lattice, item.sites))
         seen.append(form)
-        form = _encode(form, symprec)
-    circle = seen[seen.index(form) :]
-    return min(circle, key=lambda item: (item.number, item.lattice, item.sites))
+    return None
 
 
 @dataclass(frozen=True)

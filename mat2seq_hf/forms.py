@@ -129,30 +129,53 @@ def _lattices(crystal: StandardCrystal, choices: list[Setting], factor: int) -> 
     return [known[key] for key in keys]
 
 
+def _conventional(number: int, lattice: tuple[int, ...], right: int) -> bool:
+    """Niggli's order and sign rule for triclinic lattices, beta not acute for monoclinic ones."""
+    a, b, c, *angles = lattice
+    if number >= 3:
+        return angles[1] >= right
+    return a <= b <= c and (max(angles) <= right or min(angles) >= right)
+
+
 def _candidates(
-    crystal: StandardCrystal, factor: int, letters: list[str], ranks: list[int]
-) -> tuple[tuple[int, ...], list[Setting], list[list[int]]]:
-    """The smallest lattice, and the settings with it that give the smallest list of Wyckoff letters."""
-    choices = settings(crystal.number, crystal.metric)
+    crystal: StandardCrystal, factor: int, letters: list[str], ranks: list[int], wide: bool
+) -> tuple[list[tuple[int, ...]], list[Setting], list[list[int]]]:
+    """Lattices, settings and letters of the orbits for all descriptions that can still be the smallest.
+
+    These have the smallest lattice (``wide``: a conventional one) and the smallest list of Wyckoff letters.
+    """
+    choices = settings(crystal.number, crystal.metric, wide)
     lattices = _lattices(crystal, choices, factor)
-    lattice = min(lattices)
-    choices = [setting for setting, other in zip(choices, lattices, strict=True) if other == lattice]
+    if crystal.number >= 16 or not wide:
+        smallest = min(lattices)
+        usable = [other == smallest for other in lattices]
+    else:
+        usable = [_conventional(crystal.number, other, 9000 * factor) for other in lattices]
+    lattices = [other for other, use in zip(lattices, usable, strict=True) if use]
+    choices = [setting for setting, use in zip(choices, usable, strict=True) if use]
     indices = [[LETTERS.index(setting.letters[letter]) for letter in letters] for setting in choices]
     signatures = [sorted(zip(ranks, row, strict=True)) for row in indices]
     best = min(signatures)
     kept = [i for i, signature in enumerate(signatures) if signature == best]
-    return lattice, [choices[i] for i in kept], [indices[i] for i in kept]
+    return [lattices[i] for i in kept], [choices[i] for i in kept], [indices[i] for i in kept]
 
 
-def canonical_form(crystal: StandardCrystal, factor: int) -> Form:
-    """The smallest of all descriptions of a symmetrised crystal."""
+def canonical_form(crystal: StandardCrystal, factor: int, wide: bool = False) -> Form:
+    """The smallest of all descriptions of a symmetrised crystal.
+
+    Args:
+        factor: how much finer the grid is than that of the text.
+        wide: let bases compete that are as short as the shortest within rounding, and compare sites before lattices.
+            A change of basis carries sites from grid point to grid point, so what is chosen survives rounding; lengths
+            and angles do not. For triclinic and monoclinic lattices that are nearly of a higher symmetry.
+    """
     number, order = crystal.number, axis_order(crystal.number)
     orbits = _orbit_images(crystal)
     ranks = [ORDER[SYMBOL_OF[int(z)]] for z in crystal.numbers]
-    lattice, choices, indices = _candidates(crystal, factor, _orbit_letters(crystal, orbits), ranks)
+    lattices, choices, indices = _candidates(crystal, factor, _orbit_letters(crystal, orbits), ranks, wide)
 
-    maps, columns = [], []  # each description: rotation, shift; and the Wyckoff letters of its orbits
-    for setting, row in zip(choices, indices, strict=True):
+    maps, columns, metrics = [], [], []  # each description: rotation, shift; and the Wyckoff letters of its orbits
+    for setting, row, lattice in zip(choices, indices, lattices, strict=True):
         shifts = np.zeros((1, 3))
         if polar_axes(number):
             first = min(zip(ranks, row, strict=True))
@@ -162,6 +185,7 @@ def canonical_form(crystal: StandardCrystal, factor: int) -> Form:
         for shift in shifts:
             maps.append((setting.rotation, setting.translation - shift))
             columns.append(row)
+            metrics.append(lattice)
     rotations = np.array([rotation for rotation, _ in maps])
     translations = np.array([translation for _, translation in maps])
     letters = np.array(columns)
@@ -173,10 +197,11 @@ def canonical_form(crystal: StandardCrystal, factor: int) -> Form:
             moved = images @ rotations[rows].transpose(0, 2, 1) + translations[rows, None, :]
             coords[rows, index] = _representatives(position, moved, order, factor)
     described = (
-        sorted(zip(ranks, letters[row].tolist(), map(tuple, coords[row].tolist()), strict=True))
+        (sorted(zip(ranks, letters[row].tolist(), map(tuple, coords[row].tolist()), strict=True)), metrics[row])
         for row in range(len(maps))
     )
-    return Form(number, lattice, tuple(min(described)), factor)
+    sites, lattice = min(described)
+    return Form(number, lattice, tuple(sites), factor)
 
 
 def unordered(number: int, coords: tuple[int, ...]) -> tuple[int, int, int]:

@@ -31,6 +31,8 @@ Integers = NDArray[np.int64]
 # Relative width of the shell of shortest bases and of the sign rule: far above rounding errors of floats, below any
 # difference that is written, and no short decimal, so that data with few digits do not fall on its edge.
 _SHELL = 2.7182818e-9
+# Where rounding never lets the shortest bases settle, those this much longer compete, too: more than rounding changes.
+_WIDE = 2.7182818e-3
 _LOCATE = 1e-6
 
 
@@ -247,26 +249,30 @@ def _cosines_agree(metrics: Floats) -> NDArray[np.bool_]:
     return np.asarray((cosines > -_SHELL).all(axis=1) | (cosines < _SHELL).all(axis=1))
 
 
-def _shortest(bases: Integers, metric: Floats, weights: Floats) -> Integers:
+def _shortest(bases: Integers, metric: Floats, weights: Floats, wide: bool) -> Integers:
     metrics = np.einsum("nji,jk,nkl->nil", bases, metric, bases)
     totals = np.einsum("nii,i->n", metrics, weights)
-    return np.asarray(bases[totals <= totals.min() * (1 + _SHELL)], dtype=np.int64)
+    return np.asarray(bases[totals <= totals.min() * (1 + (_WIDE if wide else _SHELL))], dtype=np.int64)
 
 
-def _triclinic_bases(metric: Floats) -> Integers:
+def _triclinic_bases(metric: Floats, wide: bool) -> Integers:
     start = minkowski_basis(np.asarray(np.linalg.cholesky(metric), dtype=np.float64)).T
-    bases = _shortest(start @ _small_unimodular(), metric, np.ones(3))
+    bases = _shortest(start @ _small_unimodular(), metric, np.ones(3), wide)
+    if wide:
+        return bases
     metrics = np.einsum("nji,jk,nkl->nil", bases, metric, bases)
     lengths = np.einsum("nii->ni", metrics)
     ascending = (lengths[:, :2] <= lengths[:, 1:] * (1 + _SHELL)).all(axis=1)
     return np.asarray(bases[ascending & _cosines_agree(metrics)], dtype=np.int64)
 
 
-def _monoclinic_bases(number: int, metric: Floats) -> Integers:
+def _monoclinic_bases(number: int, metric: Floats, wide: bool) -> Integers:
     start = _gauss_plane(metric)
     candidates = start @ _small_plane_bases()
     candidates = candidates[np.isin(_parity(candidates), _standard_parities(number))]
-    bases = _shortest(candidates, metric, np.array([1.0, 0.0, 1.0]))
+    bases = _shortest(candidates, metric, np.array([1.0, 0.0, 1.0]), wide)
+    if wide:
+        return bases
     metrics = np.einsum("nji,jk,nkl->nil", bases, metric, bases)
     cosines = metrics[:, 0, 2] / np.sqrt(metrics[:, 0, 0] * metrics[:, 2, 2])
     return np.asarray(bases[cosines < _SHELL], dtype=np.int64)
@@ -277,7 +283,7 @@ def _settings_of(number: int, inverse_basis: tuple[int, ...]) -> tuple[Setting, 
     return _settings_with(number, [np.array(inverse_basis, dtype=np.int64).reshape(3, 3)])
 
 
-def settings(number: int, metric: Floats) -> list[Setting]:
+def settings(number: int, metric: Floats, wide: bool = False) -> list[Setting]:
     """All descriptions of a crystal of space group ``number`` among which the canonical one is chosen.
 
     The set depends on the group and, for triclinic and monoclinic ones, on the metric tensor (square angstrom, shape
@@ -285,7 +291,7 @@ def settings(number: int, metric: Floats) -> list[Setting]:
     """
     if number >= 16:
         return list(_finite_settings(number))
-    bases = _triclinic_bases(metric) if number <= 2 else _monoclinic_bases(number, metric)
+    bases = _triclinic_bases(metric, wide) if number <= 2 else _monoclinic_bases(number, metric, wide)
     found: list[Setting] = []
     for basis in bases:
         found += _settings_of(number, tuple(_inverse(basis).ravel().tolist()))
