@@ -104,7 +104,8 @@ def _from_text(text: str) -> Cell:
                 structure = parser.parse_structures(primitive=False, check_occu=True)[0]
                 blocks = list(parser.as_dict().values())
             else:
-                structure = Poscar.from_str(text).structure
+                poscar = Poscar.from_str(text)
+                structure = poscar.structure
         except Exception as error:  # the parsers raise nearly every type on broken text
             start = " ".join(text.split())[:60]
             raise CrystalError(
@@ -113,6 +114,8 @@ def _from_text(text: str) -> Cell:
             ) from error
     cell = _from_structure(structure)
     if kind == "POSCAR":
+        if not poscar.true_names:  # the parser would call them H, He, Li
+            raise CrystalError("the POSCAR names no elements; write them in the line above the counts")
         _check_counts(text)
     elif len(blocks) == 1:
         _check_formula(blocks[0].get("_chemical_formula_sum"), structure)

@@ -90,12 +90,12 @@ def _parse_formula(words: list[str]) -> tuple[tuple[tuple[str, int], ...], list[
         element, count = match[1], int(match[2])
         if element not in ORDER:
             raise DecodeError(f"unknown element {element!r} in the formula word {words[0]!r}")
+        if element in dict(formula):
+            raise DecodeError(f"{element} occurs twice in the formula {' '.join(formula_words(tuple(formula)))!r}")
         formula.append((element, count))
         words = words[1:]
     if not formula:
         raise DecodeError(f"a text starts with a formula such as 'Ba1 Ti1 O3', not with {words[0] if words else ''!r}")
-    if len(dict(formula)) < len(formula):
-        raise DecodeError(f"an element occurs twice in the formula {' '.join(formula_words(tuple(formula)))!r}")
     if sum(count for _, count in formula) > MAX_ATOMS:
         raise DecodeError(f"the formula has more than {MAX_ATOMS} atoms: {' '.join(formula_words(tuple(formula)))!r}")
     return tuple(formula), words

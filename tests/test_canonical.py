@@ -196,6 +196,7 @@ def cell(species: list[Any], coords: list[list[float]], lattice: Lattice | None 
         ("data_x\n_cell_length_a 3\n", "read as CIF it fails"),
         ("this is no crystal", "read as POSCAR it fails"),
         ("", "read as POSCAR it fails"),
+        ("no names\n1.0\n3 0 0\n0 3 0\n0 0 3\n1\ndirect\n0 0 0\n", "names no elements"),
         (42, "builtins.int is no periodic crystal"),
     ],
 )
