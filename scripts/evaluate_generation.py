@@ -61,6 +61,22 @@ def mean_and_error(values: list[bool]) -> tuple[float, float]:
     return share, (share * (1 - share) / max(len(values), 1)) ** 0.5
 
 
+def command(arguments: list[str]) -> str:
+    """The command that gives these figures: without where they were written."""
+    kept: list[str] = []
+    for argument in arguments:
+        if kept and kept[-1] in {"--report", "--output"}:
+            kept.pop()
+        else:
+            kept.append(argument)
+    return " ".join(["python", *kept])
+
+
+def kind_of(reason: str) -> str:
+    """A reason without its particulars."""
+    return "atoms nearer than 0.5 angstrom" if "angstrom apart" in reason else reason.split(":", maxsplit=1)[0]
+
+
 def summarize(groups: list[list[dict[str, Any]]]) -> dict[str, Any]:
     """All figures of a run."""
     rows = [row for group in groups for row in group]
@@ -73,7 +89,7 @@ def summarize(groups: list[list[dict[str, Any]]]) -> dict[str, Any]:
         "composition": mean_and_error([row["composition"] for row in finished]),
         "match_any": mean_and_error([any(row["match"] for row in group) for group in groups]),
         "rmse": sum(matched) / len(matched) if matched else None,
-        "reasons": dict(Counter(row["reason"].split(":")[0] for row in rows if row["reason"]).most_common()),
+        "reasons": dict(Counter(kind_of(row["reason"]) for row in rows if row["reason"]).most_common()),
     }
 
 
@@ -143,7 +159,7 @@ def main() -> None:
         "seconds": seconds,
         "model": options.model or "the shipped model",
         "scheme": pipe.tokenizer.scheme,
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(sys.argv),
     }
     report(figures)
     if options.report:

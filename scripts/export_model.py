@@ -20,7 +20,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder with config.json and model.safetensors")
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--temperature", type=float, default=0.5)
     parser.add_argument("--top-k", type=int, default=10)
     parser.add_argument("--max-atoms", type=int, default=20, help="atoms of the largest primitive cell in training")
     parser.add_argument("--plain", action="store_true", help="without copied code")
@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--command",
         default="accelerate launch scripts/train.py --recipe mp_20_tiny --train_data prepared/train "
-        "--eval_data prepared/val --output_dir runs/mp_20_tiny",
+        "--eval_data prepared/val --output_dir runs/mp_20_tiny --time_budget_minutes 72",
         help="the training command, for the card",
     )
     return parser.parse_args()

@@ -95,7 +95,7 @@ def _training(record: dict[str, Any]) -> str:
         learning_rate=settings["learning_rate"],
         dropout=settings["dropout"],
         seed=settings["seed"],
-        software=", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+        software=", ".join(f"{name} {version}" for name, version in record["versions"].items() if version),
     )
 
 
@@ -160,7 +160,6 @@ def render_model_card(record: dict[str, Any], report: dict[str, Any], *, name: s
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["crystal-generation", "mat2seq", "materials-science", "crystal-structure-prediction"],
-        language="en",
     )
     shipped = name == "mat2seq_hf/default_model"
     parts = [
