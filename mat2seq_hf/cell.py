@@ -13,7 +13,7 @@ from .elements import ATOMIC_NUMBERS, SYMBOL_OF
 from .errors import CrystalError
 from .reduction import Cell
 
-__all__ = ["MIN_DISTANCE", "check_distances", "is_atoms", "is_cif", "read_cell"]
+__all__ = ["MIN_DISTANCE", "check_distances", "is_atoms", "is_cif", "minimal_distance", "read_cell"]
 
 #: Atoms nearer to each other than this (angstrom) are one atom entered twice, or disorder.
 MIN_DISTANCE = 0.25

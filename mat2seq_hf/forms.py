@@ -174,7 +174,8 @@ def canonical_form(crystal: StandardCrystal, factor: int, wide: bool = False) ->
     ranks = [ORDER[SYMBOL_OF[int(z)]] for z in crystal.numbers]
     lattices, choices, indices = _candidates(crystal, factor, _orbit_letters(crystal, orbits), ranks, wide)
 
-    maps, columns, metrics = [], [], []  # each description: rotation, shift; and the Wyckoff letters of its orbits
+    # Each description: rotation and shift, Wyckoff letters of its orbits, lattice.
+    maps, columns, bases = [], [], []
     for setting, row, lattice in zip(choices, indices, lattices, strict=True):
         shifts = np.zeros((1, 3))
         if polar_axes(number):
@@ -185,7 +186,7 @@ def canonical_form(crystal: StandardCrystal, factor: int, wide: bool = False) ->
         for shift in shifts:
             maps.append((setting.rotation, setting.translation - shift))
             columns.append(row)
-            metrics.append(lattice)
+            bases.append(lattice)
     rotations = np.array([rotation for rotation, _ in maps])
     translations = np.array([translation for _, translation in maps])
     letters = np.array(columns)
@@ -197,7 +198,7 @@ def canonical_form(crystal: StandardCrystal, factor: int, wide: bool = False) ->
             moved = images @ rotations[rows].transpose(0, 2, 1) + translations[rows, None, :]
             coords[rows, index] = _representatives(position, moved, order, factor)
     described = (
-        (sorted(zip(ranks, letters[row].tolist(), map(tuple, coords[row].tolist()), strict=True)), metrics[row])
+        (sorted(zip(ranks, letters[row].tolist(), map(tuple, coords[row].tolist()), strict=True)), bases[row])
         for row in range(len(maps))
     )
     sites, lattice = min(described)

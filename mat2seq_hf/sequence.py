@@ -24,7 +24,15 @@ from .grid import (
 from .vocabulary import END_OF_FIELDS, FIELDS, MAX_ATOMS, group_word
 from .wyckoff import position_by_name
 
-__all__ = ["SCHEME_VERSION", "Description", "SiteDescription", "format_text", "parse_text", "scheme_fingerprint"]
+__all__ = [
+    "SCHEME_VERSION",
+    "Description",
+    "SiteDescription",
+    "format_text",
+    "formula_words",
+    "parse_text",
+    "scheme_fingerprint",
+]
 
 #: Version of the canonical form and its text. Any change that alters a single sequence raises it.
 SCHEME_VERSION = "1"
@@ -41,9 +49,9 @@ def scheme_fingerprint(symprec: float = 0.01, detector: str = "spglib") -> str:
     )
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class SiteDescription:
-    """One orbit: rank of the element, Wyckoff position, representative in units of 1/9600."""
+    """One orbit: chemical symbol, Wyckoff position, representative in units of 1/9600."""
 
     element: str
     wyckoff: str
