@@ -1,0 +1,45 @@
+"""Reading what is named on the command line, and naming what is written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import Mat2SeqError
+
+if TYPE_CHECKING:
+    from ..canonical import CanonicalCrystal
+
+__all__ = ["crystal_file_name", "lines", "read", "reason"]
+
+
+def read(name: str) -> str:
+    """Text of a file; ``-`` is standard input."""
+    return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig")
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, without the name of the file."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return "is not a text file (UTF-8)" if isinstance(error, UnicodeDecodeError) else str(error)
+
+
+def lines(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Place and text of every line that is not empty."""
+    for name in names:
+        try:
+            text = read(name)
+        except UnicodeDecodeError as error:
+            raise Mat2SeqError(f"{name} {reason(error)}") from error
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.strip():
+                yield f"{name}:{number}", line
+
+
+def crystal_file_name(crystal: CanonicalCrystal, index: int, suffix: str) -> str:
+    """Formula of the primitive cell, space group, index; the slash of P2_1/c is no part of a file name."""
+    formula = "".join(f"{element}{count if count > 1 else ''}" for element, count in crystal.composition.items())
+    return f"{formula}_{crystal.space_group.replace('/', '-')}_{index}.{suffix}"
