@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .cell import check_distances, read_cell
-from .elements import ATOMIC_NUMBERS, ORDER, SYMBOL_OF
+from .elements import ORDER, SYMBOL_OF
 from .errors import CrystalError, DecodeError, SymmetryError
-from .forms import SYMBOL_OF_RANK, Form, canonical_form, form_cell, unordered
+from .forms import SYMBOL_OF_RANK, Form, axis_order, canonical_form, form_cell, form_crystal, is_fixed, unordered
 from .grid import ANGLE_UNIT, COORDINATE_GRID, LENGTH_UNIT, MAX_LENGTH
 from .lattice import lattice_rule, lattice_vectors, tied_lattice
 from .normalizer import locate
-from .operations import expand_orbit, expand_primitive, points_per_primitive, primitive_basis
+from .operations import expand_orbit, points_per_primitive
 from .reduction import Cell, primitive_cell
 from .sequence import Description, SiteDescription, format_text, formula_words, parse_text
-from .symmetry import symmetrize
+from .symmetry import DETECTORS, exact_crystal, has_no_more_symmetry, symmetrize
 from .vocabulary import MAX_ATOMS
-from .wyckoff import SYMBOLS, position_by_name, wyckoff_positions
+from .wyckoff import LETTERS, SYMBOLS, position_by_name, wyckoff_positions
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -40,22 +40,30 @@ _FINE = 10_000
 _ROUNDS = 20
 
 
-def _encode(form: Form, symprec: float, wide: bool = False) -> Form:
+class _Scheme(NamedTuple):
+    symprec: float  # angstrom
+    detector: str
+
+
+def _encode(form: Form, scheme: _Scheme, wide: bool = False) -> Form:
     """Symmetrise within symprec until group and atom count stand still, then describe.
 
     Averaging over a group can bring out a higher one, so one search is not enough.
     """
-    before = (form.number, form.n_atoms)
+    crystal = form_crystal(form)
     for _ in range(_ROUNDS):
-        crystal = symmetrize(form_cell(form), symprec)
-        after = (crystal.number, crystal.n_atoms)
-        if after == before:
+        cell = form_cell(form)
+        if has_no_more_symmetry(cell, crystal, scheme.symprec):
             break
-        before, form = after, canonical_form(crystal, _FINE, wide)
+        before = (crystal.number, crystal.n_atoms)
+        crystal = symmetrize(cell, scheme.symprec, scheme.detector)
+        if (crystal.number, crystal.n_atoms) == before:
+            break
+        form = canonical_form(crystal, _FINE, wide)
     return canonical_form(crystal, 1, wide)
 
 
-def _fixed_point(cell: Cell, symprec: float) -> Form:
+def _fixed_point(cell: Cell, scheme: _Scheme) -> Form:
     """Encode until the decoded crystal encodes to itself.
 
     The search starts from what is symmetric to the last digit: its result is the same for every description, so that
@@ -64,26 +72,26 @@ def _fixed_point(cell: Cell, symprec: float) -> Form:
     Rounding to the grid can bring a crystal that was just outside ``symprec`` of a higher symmetry, or of another
     reduced basis, just inside. Where forms come round in a circle, the smallest of the circle is taken.
     """
-    exact = symmetrize(cell, _TIGHT)
-    form = canonical_form(exact, 1)
-    if _encode(form, symprec) == form:  # most crystals: symprec finds no more symmetry than is exact
-        return form
-    start = canonical_form(exact, _FINE)
-    settled = _settle(start, symprec)
+    exact, nothing_more = exact_crystal(cell, _TIGHT, scheme.symprec)
+    if nothing_more:  # most crystals: symprec finds no more symmetry than is exact
+        form = canonical_form(exact, 1)
+        if is_fixed(form) or canonical_form(form_crystal(form), 1) == form:
+            return form
+    settled = _settle(canonical_form(exact, _FINE), scheme)
     if settled is not None:
         return settled
     # Rounding makes ever other bases the shortest, and the lattice would creep away.
-    wide = _settle(canonical_form(exact, _FINE, wide=True), symprec, wide=True)
+    wide = _settle(canonical_form(exact, _FINE, wide=True), scheme, wide=True)
     if wide is None:
         raise SymmetryError("no basis of this lattice survives rounding; try another symprec")
-    return _settle(wide, symprec) or wide
+    return _settle(wide, scheme) or wide
 
 
-def _settle(form: Form, symprec: float, wide: bool = False) -> Form | None:
+def _settle(form: Form, scheme: _Scheme, wide: bool = False) -> Form | None:
     """The smallest form of the circle in which encoding ends, or None where it does not end soon."""
     seen: list[Form] = []
     for _ in range(_ROUNDS):
-        form = _encode(form, symprec, wide)
+        form = _encode(form, scheme, wide)
         if form in seen:
             return min(seen[seen.index(form) :], key=lambda item: (item.number, item.lattice, item.sites))
         seen.append(form)
@@ -178,17 +186,16 @@ class CanonicalCrystal:
         return Structure(Lattice(cell.lattice), symbols, cell.positions)
 
     def _cell(self, primitive: bool = True) -> Cell:
+        """Atoms in the order of the sites."""
         number = self.space_group_number
-        vectors = lattice_vectors(self.lattice)
-        points, numbers = [], []
+        axes = axis_order(number)
+        lattice = (*_integers(self.lattice[:3], LENGTH_UNIT), *_integers(self.lattice[3:], ANGLE_UNIT))
+        sites = []
         for site in self.sites:
-            point = np.array(_integers(site.coords, 1.0 / COORDINATE_GRID))
-            images = expand_primitive(number, point) if primitive else expand_orbit(number, point)
-            points.append(images)
-            numbers += [ATOMIC_NUMBERS[site.element]] * len(images)
-        basis = primitive_basis(number) if primitive else np.eye(3)
-        positions = np.concatenate(points) / COORDINATE_GRID
-        return Cell(basis @ vectors, positions, np.array(numbers), np.arange(len(numbers)))
+            point = _integers(site.coords, 1.0 / COORDINATE_GRID)
+            letter = LETTERS.index(site.wyckoff[-1])
+            sites.append((ORDER[site.element], letter, tuple(point[axis] for axis in axes)))
+        return form_cell(Form(number, lattice, tuple(sites), 1), primitive)
 
 
 def _integers(values: tuple[float, ...], unit: float) -> tuple[int, int, int]:
@@ -256,7 +263,7 @@ def _check_size(crystal: CanonicalCrystal) -> None:
         raise CrystalError(f"the primitive cell has {atoms} atoms; at most {MAX_ATOMS} can be written")
 
 
-def canonicalize(crystal: Any, symprec: float = 0.01) -> CanonicalCrystal:
+def canonicalize(crystal: Any, symprec: float = 0.01, detector: str = "spglib") -> CanonicalCrystal:
     """The canonical form of a crystal.
 
     Every rotation, translation, permutation of atoms, change of basis and supercell of one crystal gives the same
@@ -264,8 +271,11 @@ def canonicalize(crystal: Any, symprec: float = 0.01) -> CanonicalCrystal:
     encoding that again gives the same text.
 
     Args:
-        crystal: pymatgen ``Structure``, ``ase.Atoms``, CIF text or POSCAR text.
+        crystal: pymatgen ``Structure``, ``ase.Atoms``, CIF text, POSCAR text, or a tuple (lattice, positions, numbers)
+            as spglib takes it.
         symprec: tolerance of the symmetry search, angstrom, 1e-5 to 0.2.
+        detector: who decides what is symmetric within symprec, ``"spglib"`` or ``"moyopy"`` (faster). They differ in
+            crystals that are symmetric neither exactly nor clearly outside symprec.
 
     Raises:
         CrystalError: the input is not an ordered crystal, atoms overlap, or it is larger than the vocabulary allows.
@@ -282,9 +292,12 @@ def canonicalize(crystal: Any, symprec: float = 0.01) -> CanonicalCrystal:
     """
     if not 1e-5 <= symprec <= 0.2:
         raise CrystalError(f"symprec {symprec!r} is outside 1e-5 to 0.2 angstrom")
+    if detector not in DETECTORS:
+        missing = "; install moyopy for it" if detector == "moyopy" else ""
+        raise CrystalError(f"detector {detector!r} is none of {', '.join(DETECTORS)}{missing}")
     cell = primitive_cell(read_cell(crystal), _TIGHT)
     check_distances(cell)
-    form = _fixed_point(cell, symprec)
+    form = _fixed_point(cell, _Scheme(symprec, detector))
     result = _from_form(form)
     _check_size(result)
     return result

@@ -43,14 +43,18 @@ def _build(lattice: Any, positions: Any, symbols: list[str]) -> Cell:
         raise CrystalError(f"the cell has {len(symbols)} sites, at most {_MAX_SITES} are read; give a smaller cell")
     if not np.isfinite(lattice).all():
         raise CrystalError(f"the lattice has non-finite numbers: {lattice.tolist()}; mend the cell vectors")
-    for index, (symbol, position) in enumerate(zip(symbols, positions, strict=True)):
-        place = f"site {index} ({symbol})"
-        if symbol not in ATOMIC_NUMBERS:
-            raise CrystalError(f"{place}: {symbol!r} is not a chemical element; replace it by one of the 118 symbols")
+    unknown = next((index for index, symbol in enumerate(symbols) if symbol not in ATOMIC_NUMBERS), None)
+    if unknown is not None:
+        raise CrystalError(
+            f"site {unknown} ({symbols[unknown]}): {symbols[unknown]!r} is not a chemical element; "
+            "replace it by one of the 118 symbols"
+        )
+    if not np.abs(positions).max() <= _MAX_FRACTION:
+        index = int((~(np.abs(positions) <= _MAX_FRACTION)).any(axis=1).argmax())
+        place, position = f"site {index} ({symbols[index]})", positions[index].tolist()
         if not np.isfinite(position).all():
-            raise CrystalError(f"{place}: non-finite coordinates {position.tolist()}; mend or remove the site")
-        if np.abs(position).max() > _MAX_FRACTION:
-            raise CrystalError(f"{place}: coordinates {position.tolist()} lie more than {_MAX_FRACTION:g} cells away")
+            raise CrystalError(f"{place}: non-finite coordinates {position}; mend or remove the site")
+        raise CrystalError(f"{place}: coordinates {position} lie more than {_MAX_FRACTION:g} cells away")
     if np.abs(lattice).max() > _MAX_VECTOR:
         raise CrystalError(f"the cell vectors {lattice.tolist()} are longer than {_MAX_VECTOR:g} angstrom; mend them")
     lengths = np.linalg.norm(lattice, axis=1)
@@ -89,6 +93,19 @@ def _from_atoms(atoms: Any) -> Cell:
         raise CrystalError("the atoms have no cell of finite volume; set atoms.cell to three independent vectors")
     symbols = [SYMBOL_OF.get(int(number), f"Z={number}") for number in atoms.numbers]
     return _build(atoms.cell.array, atoms.get_scaled_positions(wrap=False), symbols)
+
+
+def _from_arrays(crystal: tuple[Any, ...]) -> Cell:
+    if len(crystal) != 3:
+        raise CrystalError(f"a tuple of {len(crystal)} is no crystal; give (lattice, positions, numbers)")
+    lattice, positions, numbers = crystal
+    symbols = [SYMBOL_OF.get(int(number), f"Z={number}") for number in numbers]
+    if np.shape(lattice) != (3, 3) or np.shape(positions) != (len(symbols), 3):
+        raise CrystalError(
+            f"lattice {np.shape(lattice)}, positions {np.shape(positions)} and {len(symbols)} numbers do not belong "
+            "together; shapes (3, 3), (n, 3) and (n,) do"
+        )
+    return _build(lattice, positions, symbols)
 
 
 def _from_text(text: str) -> Cell:
@@ -152,8 +169,9 @@ def read_cell(crystal: Any) -> Cell:
     """A right-handed :class:`Cell` with checked elements, coordinates and lattice.
 
     Args:
-        crystal: pymatgen ``Structure``, ``ase.Atoms``, CIF text or POSCAR text. Oxidation states, isotopes, site
-            properties and magnetic moments are left aside.
+        crystal: pymatgen ``Structure``, ``ase.Atoms``, CIF text, POSCAR text, or a tuple as spglib takes it: lattice
+            (rows, angstrom, shape (3, 3)), fractional coordinates (n, 3), atomic numbers (n,). Oxidation states,
+            isotopes, site properties and magnetic moments are left aside.
 
     Raises:
         CrystalError: partial occupancy, no or flat lattice, non-finite numbers, unknown element, no atoms, a text
@@ -165,11 +183,13 @@ def read_cell(crystal: Any) -> Cell:
         return _from_text(crystal)
     if is_atoms(crystal):
         return _from_atoms(crystal)
+    if isinstance(crystal, tuple):
+        return _from_arrays(crystal)
     if hasattr(crystal, "lattice") and hasattr(crystal, "frac_coords"):
         return _from_structure(crystal)
     raise CrystalError(
         f"{type(crystal).__module__}.{type(crystal).__qualname__} is no periodic crystal; "
-        "give a pymatgen Structure, ase Atoms, CIF text or POSCAR text"
+        "give a pymatgen Structure, ase Atoms, CIF text, POSCAR text or a tuple (lattice, positions, numbers)"
     )
 
 
@@ -188,10 +208,24 @@ def minimal_distance(lattice: NDArray[np.float64], positions: NDArray[np.float64
     return float(np.sqrt(best[0])), best[1], best[2]
 
 
+def _overlap(cell: Cell) -> bool:
+    """Whether two atoms are nearer to each other than :data:`MIN_DISTANCE`; the basis must be reduced.
+
+    A vector shorter than half the distance of the lattice planes along each axis has fractions below 1/2, so that the
+    images nearest by fractions tell; only flatter cells need all neighbours.
+    """
+    if np.linalg.norm(np.linalg.inv(cell.lattice), axis=0).max() * MIN_DISTANCE > 0.5:
+        return minimal_distance(cell.lattice, cell.positions)[0] < MIN_DISTANCE
+    differences = cell.positions[:, None, :] - cell.positions
+    differences -= np.rint(differences)
+    near = ((differences @ cell.lattice) ** 2).sum(axis=2) < MIN_DISTANCE**2
+    return np.count_nonzero(near) > len(cell)  # each atom is near itself
+
+
 def check_distances(cell: Cell) -> None:
     """Raise :class:`CrystalError` where two atoms are nearer than :data:`MIN_DISTANCE`; the basis must be reduced."""
-    distance, first, second = minimal_distance(cell.lattice, cell.positions)
-    if distance < MIN_DISTANCE:
+    if _overlap(cell):
+        distance, first, second = minimal_distance(cell.lattice, cell.positions)
         names = [f"site {cell.labels[i]} ({SYMBOL_OF[int(cell.numbers[i])]})" for i in (first, second)]
         raise CrystalError(
             f"{names[0]} and {names[1]} overlap: {distance:.4f} angstrom apart, less than {MIN_DISTANCE}; "

@@ -8,6 +8,7 @@ taken. The set of descriptions depends on the crystal alone, so its minimum does
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +16,35 @@ from numpy.typing import NDArray
 from .elements import ATOMIC_NUMBERS, ORDER, SYMBOL_OF
 from .errors import SymmetryError
 from .grid import ANGLE_UNIT, COORDINATE_GRID, LENGTH_UNIT, quantize
-from .lattice import lattice_integers, lattice_vectors
-from .normalizer import Setting, locate, settings
-from .operations import expand_primitive, group_operations, points_per_primitive, polar_axes, primitive_basis
+from .lattice import lattice_integers, lattice_vectors, tied_lattice
+from .normalizer import Settings, locate, settings
+from .operations import (
+    expand_orbit,
+    expand_primitive,
+    group_operations,
+    points_per_primitive,
+    polar_axes,
+    primitive_basis,
+)
 from .reduction import Cell
 from .symmetry import StandardCrystal
-from .wyckoff import LETTERS, SYMBOLS, WyckoffPosition, wyckoff_positions
+from .wyckoff import SYMBOLS, WyckoffPosition, wyckoff_positions
 
-__all__ = ["SYMBOL_OF_RANK", "Form", "canonical_form", "form_cell", "unordered"]
+__all__ = [
+    "SYMBOL_OF_RANK",
+    "Form",
+    "axis_order",
+    "canonical_form",
+    "form_cell",
+    "form_crystal",
+    "is_fixed",
+    "unordered",
+]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+
+_RANK_FACTOR = 32  # more than the 27 letters of a group
 
 SYMBOL_OF_RANK = {rank: symbol for symbol, rank in ORDER.items()}
 
@@ -50,57 +69,62 @@ class Form:
         return total // points_per_primitive(self.number)
 
 
-def axis_order(number: int) -> list[int]:
+@lru_cache(maxsize=230)
+def axis_order(number: int) -> tuple[int, ...]:
+    """The axes in the order in which coordinates are compared, polar ones first."""
     polar = polar_axes(number)
-    return [*polar, *(axis for axis in range(3) if axis not in polar)]
+    return (*polar, *(axis for axis in range(3) if axis not in polar))
 
 
-def _orbit_images(crystal: StandardCrystal) -> list[Floats]:
+def _orbit_images(crystal: StandardCrystal) -> Floats:
+    """All images of each orbit's point in the conventional cell, shape (k, n, 3)."""
     rotations, translations = group_operations(crystal.number)
-    return [rotations @ point + translations / 24.0 for point in crystal.points]
+    moved: Floats = crystal.points @ rotations.transpose(0, 2, 1) + (translations / 24.0)[:, None, :]
+    return moved.transpose(1, 0, 2)
 
 
-def _orbit_letters(crystal: StandardCrystal, orbits: list[Floats]) -> list[str]:
-    letters = []
-    for images, multiplicity in zip(orbits, crystal.multiplicities, strict=True):
-        for position in wyckoff_positions(crystal.number):
-            if position.multiplicity == multiplicity and locate(position, images).any():
-                letters.append(position.letter)
-                break
-        else:
-            raise SymmetryError(
-                f"an orbit of {multiplicity} atoms at {images[0].round(4).tolist()} fits no Wyckoff position of "
-                f"{SYMBOLS[crystal.number - 1]}; try a smaller symprec"
-            )
+def _orbit_letters(crystal: StandardCrystal, images: Floats) -> Integers:
+    """Index of each orbit's Wyckoff letter, shape (k,)."""
+    letters = np.full(len(images), -1)
+    for index, position in enumerate(wyckoff_positions(crystal.number)):
+        (open_orbits,) = np.nonzero((crystal.multiplicities == position.multiplicity) & (letters < 0))
+        if len(open_orbits):
+            here = locate(position, images[open_orbits]).any(axis=1)
+            letters[open_orbits[here]] = index
+    if (letters < 0).any():
+        lost = int((letters < 0).argmax())
+        raise SymmetryError(
+            f"an orbit of {crystal.multiplicities[lost]} atoms at {images[lost, 0].round(4).tolist()} fits no Wyckoff "
+            f"position of {SYMBOLS[crystal.number - 1]}; try a smaller symprec"
+        )
     return letters
 
 
-def _smallest(rows: Integers, usable: NDArray[np.bool_]) -> Integers:
-    """Lexicographically smallest usable row, shape (c, n, 3) -> (c, 3)."""
-    result = np.empty((len(rows), 3), dtype=np.int64)
-    for column in range(3):
-        values = np.where(usable, rows[..., column], np.iinfo(np.int64).max)
-        result[:, column] = values.min(axis=1)
-        usable = usable & (rows[..., column] == result[:, column, None])
-    return result
+def _smallest(rows: Integers, usable: NDArray[np.bool_], grid: int) -> Integers:
+    """Lexicographically smallest usable row, shape (c, n, 3) -> (c, 3); each column fits below ``grid``."""
+    large = np.iinfo(np.int64).max
+    leading = np.where(usable, rows[..., 0] * grid + rows[..., 1], large)
+    first = leading.min(axis=1)
+    last = np.where(leading == first[:, None], rows[..., 2], large).min(axis=1)
+    return np.stack([first // grid, first % grid, last], axis=1)
 
 
-def _representatives(position: WyckoffPosition, images: Floats, order: list[int], factor: int) -> Integers:
-    """Smallest representative on the position's first triplet, axes in ``order``, for each description.
+def _representatives(position: WyckoffPosition, images: Floats, axes: tuple[int, ...], factor: int) -> Integers:
+    """Smallest representative on the position's first triplet, coordinates in the order ``axes``.
 
     Args:
-        images: all images of one orbit in c descriptions, shape (c, n, 3).
+        images: all images of m orbits, shape (m, n, 3).
 
     Returns:
-        integers in units of 1 / (9600 factor), shape (c, 3), columns in ``order``.
+        integers in units of 1 / (9600 factor), shape (m, 3).
     """
     grid = COORDINATE_GRID * factor
-    shift = np.array(position.shift24) * (grid // 24)
     parameters = np.zeros(images.shape, dtype=np.int64)
     for parameter, axis, sign in position.pivots:
         parameters[..., parameter] = quantize(sign * (images[..., axis] - position.offset[axis]), 1.0 / grid)
+    shift = np.array(position.shift24) * (grid // 24)
     rows = (parameters @ position.matrix.T + shift) % grid
-    return _smallest(rows[..., order], locate(position, images))
+    return _smallest(rows[..., axes], locate(position, images), grid)
 
 
 def _polar_shifts(number: int, images: Floats) -> Floats:
@@ -108,25 +132,28 @@ def _polar_shifts(number: int, images: Floats) -> Floats:
     shifts = np.zeros_like(images)
     polar = list(polar_axes(number))
     shifts[:, polar] = images[:, polar] - np.floor(images[:, polar])
-    _, first = np.unique(np.rint(shifts * 1e6).astype(np.int64) % 1_000_000, axis=0, return_index=True)
+    keys = (np.rint(shifts * 1e6).astype(np.int64) % 1_000_000) @ np.array([10**12, 10**6, 1])
+    _, first = np.unique(keys, return_index=True)
     return shifts[first]
 
 
-def _lattices(crystal: StandardCrystal, choices: list[Setting], factor: int) -> list[tuple[int, ...]]:
+def _lattices(crystal: StandardCrystal, choices: Settings, factor: int) -> list[tuple[int, ...]]:
     """Lattice parameters in each setting."""
     number, metric = crystal.number, crystal.metric
     if number >= 75:  # rotations of the holohedry: they leave the metric
         return [lattice_integers(number, metric, factor)] * len(choices)
+    if number >= 16:  # orthorhombic axes are exchanged and reversed
+        lengths = lattice_integers(number, metric, factor)
+        axes = np.abs(choices.rotations).argmax(axis=2).tolist()
+        return [tied_lattice(number, (*(lengths[axis] for axis in row), 0, 0, 0), factor) for row in axes]
     known: dict[bytes, tuple[int, ...]] = {}
-    keys = []
-    for setting in choices:
-        # Orthorhombic axes are exchanged and reversed; reversing one leaves the metric.
-        key = (np.abs(setting.rotation) if number >= 16 else setting.rotation).tobytes()
-        keys.append(key)
+    found = []
+    for rotation, basis in zip(choices.rotations, choices.inverses, strict=True):
+        key = rotation.tobytes()
         if key not in known:
-            inverse = np.linalg.inv(setting.rotation)
-            known[key] = lattice_integers(number, inverse.T @ metric @ inverse, factor)
-    return [known[key] for key in keys]
+            known[key] = lattice_integers(number, basis.T @ metric @ basis, factor)
+        found.append(known[key])
+    return found
 
 
 def _conventional(number: int, lattice: tuple[int, ...], right: int) -> bool:
@@ -138,9 +165,9 @@ def _conventional(number: int, lattice: tuple[int, ...], right: int) -> bool:
 
 
 def _candidates(
-    crystal: StandardCrystal, factor: int, letters: list[str], ranks: list[int], wide: bool
-) -> tuple[list[tuple[int, ...]], list[Setting], list[list[int]]]:
-    """Lattices, settings and letters of the orbits for all descriptions that can still be the smallest.
+    crystal: StandardCrystal, factor: int, letters: Integers, ranks: Integers, wide: bool
+) -> tuple[list[tuple[int, ...]], Settings, Integers]:
+    """Lattices, settings and letters of the orbits, shape (c, k), for all descriptions that can be the smallest.
 
     These have the smallest lattice (``wide``: a conventional one) and the smallest list of Wyckoff letters.
     """
@@ -148,16 +175,32 @@ def _candidates(
     lattices = _lattices(crystal, choices, factor)
     if crystal.number >= 16 or not wide:
         smallest = min(lattices)
-        usable = [other == smallest for other in lattices]
+        (usable,) = np.nonzero([other == smallest for other in lattices])
     else:
-        usable = [_conventional(crystal.number, other, 9000 * factor) for other in lattices]
-    lattices = [other for other, use in zip(lattices, usable, strict=True) if use]
-    choices = [setting for setting, use in zip(choices, usable, strict=True) if use]
-    indices = [[LETTERS.index(setting.letters[letter]) for letter in letters] for setting in choices]
-    signatures = [sorted(zip(ranks, row, strict=True)) for row in indices]
-    best = min(signatures)
-    kept = [i for i, signature in enumerate(signatures) if signature == best]
-    return [lattices[i] for i in kept], [choices[i] for i in kept], [indices[i] for i in kept]
+        (usable,) = np.nonzero([_conventional(crystal.number, other, 9000 * factor) for other in lattices])
+    indices = choices.letters[usable][:, letters]
+    signatures = np.sort(ranks * _RANK_FACTOR + indices, axis=1)
+    best = min(signatures.tolist())
+    fits = (signatures == best).all(axis=1)
+    kept = usable[fits]
+    return [lattices[row] for row in kept], choices[kept], indices[fits]
+
+
+def _smallest_description(keys: Integers, coords: Integers, lattices: list[tuple[int, ...]]) -> tuple[int, Integers]:
+    """Index of the smallest description and the order of its sites.
+
+    Args:
+        keys: element and letter of each site, shape (c, k).
+        coords: shape (c, k, 3).
+        lattices: decide between descriptions with the same sites.
+    """
+    order = np.lexsort((coords[..., 2], coords[..., 1], coords[..., 0], keys), axis=-1)
+    ordered = np.take_along_axis(coords, order[:, :, None], axis=1)
+    # Bytes of big-endian integers compare as the lists of integers do.
+    size = 8 * ordered[0].size
+    blob = ordered.astype(">i8").tobytes()
+    row = min(range(len(lattices)), key=lambda c: (blob[c * size : (c + 1) * size], lattices[c]))
+    return row, order[row]
 
 
 def canonical_form(crystal: StandardCrystal, factor: int, wide: bool = False) -> Form:
@@ -169,40 +212,44 @@ def canonical_form(crystal: StandardCrystal, factor: int, wide: bool = False) ->
             A change of basis carries sites from grid point to grid point, so what is chosen survives rounding; lengths
             and angles do not. For triclinic and monoclinic lattices that are nearly of a higher symmetry.
     """
-    number, order = crystal.number, axis_order(crystal.number)
+    number, axes = crystal.number, axis_order(crystal.number)
     orbits = _orbit_images(crystal)
-    ranks = [ORDER[SYMBOL_OF[int(z)]] for z in crystal.numbers]
-    lattices, choices, indices = _candidates(crystal, factor, _orbit_letters(crystal, orbits), ranks, wide)
-
-    # Each description: rotation and shift, Wyckoff letters of its orbits, lattice.
-    maps, columns, bases = [], [], []
-    for setting, row, lattice in zip(choices, indices, lattices, strict=True):
-        shifts = np.zeros((1, 3))
-        if polar_axes(number):
-            first = min(zip(ranks, row, strict=True))
-            anchors = [orbit for orbit, *key in zip(orbits, ranks, row, strict=True) if tuple(key) == first]
-            images = np.concatenate(anchors) @ setting.rotation.T + setting.translation
-            shifts = _polar_shifts(number, images)
-        for shift in shifts:
-            maps.append((setting.rotation, setting.translation - shift))
-            columns.append(row)
-            bases.append(lattice)
-    rotations = np.array([rotation for rotation, _ in maps])
-    translations = np.array([translation for _, translation in maps])
-    letters = np.array(columns)
-    coords = np.empty((len(maps), len(orbits), 3), dtype=np.int64)
-    for index, images in enumerate(orbits):
-        for letter in np.unique(letters[:, index]):
-            (rows,) = np.nonzero(letters[:, index] == letter)
-            position = wyckoff_positions(number)[letter]
-            moved = images @ rotations[rows].transpose(0, 2, 1) + translations[rows, None, :]
-            coords[rows, index] = _representatives(position, moved, order, factor)
-    described = (
-        (sorted(zip(ranks, letters[row].tolist(), map(tuple, coords[row].tolist()), strict=True)), bases[row])
-        for row in range(len(maps))
+    ranks = np.array([ORDER[SYMBOL_OF[z]] for z in crystal.numbers.tolist()])
+    found = _candidates(crystal, factor, _orbit_letters(crystal, orbits), ranks, wide)
+    rotations, translations, letters, lattices = _with_origins(number, orbits, ranks, *found)
+    coords = np.empty((*letters.shape, 3), dtype=np.int64)
+    for letter in set(letters.ravel().tolist()):
+        rows, members = np.nonzero(letters == letter)
+        position = wyckoff_positions(number)[letter]
+        if position.freedom:
+            moved = orbits[members] @ rotations[rows].transpose(0, 2, 1) + translations[rows, None, :]
+            coords[rows, members] = _representatives(position, moved, axes, factor)
+        else:
+            coords[rows, members] = np.array(position.shift24)[list(axes)] * (COORDINATE_GRID // 24 * factor)
+    row, order = _smallest_description(ranks * _RANK_FACTOR + letters, coords, lattices)
+    sites = zip(
+        ranks[order].tolist(), letters[row, order].tolist(), map(tuple, coords[row, order].tolist()), strict=True
     )
-    sites, lattice = min(described)
-    return Form(number, lattice, tuple(sites), factor)
+    return Form(number, lattices[row], tuple(sites), factor)
+
+
+def _with_origins(
+    number: int, orbits: Floats, ranks: Integers, lattices: list[tuple[int, ...]], choices: Settings, letters: Integers
+) -> tuple[Floats, Floats, Integers, list[tuple[int, ...]]]:
+    """The descriptions ``x' = W x + w`` that compete: W (c, 3, 3), w (c, 3), letters of the orbits (c, k), lattices.
+
+    Along polar axes each point of the first kind of site can be the origin.
+    """
+    if not polar_axes(number):
+        return choices.rotations, choices.translations, letters, lattices
+    keys = ranks * _RANK_FACTOR + letters
+    translations, rows = [], []
+    for row, anchors in enumerate(keys == keys.min(axis=1, keepdims=True)):
+        images = orbits[anchors].reshape(-1, 3) @ choices.rotations[row].T + choices.translations[row]
+        shifts = _polar_shifts(number, images)
+        translations.append(choices.translations[row] - shifts)
+        rows += [row] * len(shifts)
+    return choices.rotations[rows], np.concatenate(translations), letters[rows], [lattices[row] for row in rows]
 
 
 def unordered(number: int, coords: tuple[int, ...]) -> tuple[int, int, int]:
@@ -213,15 +260,43 @@ def unordered(number: int, coords: tuple[int, ...]) -> tuple[int, int, int]:
     return point[0], point[1], point[2]
 
 
-def form_cell(form: Form) -> Cell:
-    """The primitive cell that a form describes, atoms in the order of its sites."""
+def _form_vectors(form: Form) -> Floats:
+    # Quotients of integers are the floats nearest to the decimals; products with 1e-4 are not.
+    per_length, per_degree = round(form.factor / LENGTH_UNIT), round(form.factor / ANGLE_UNIT)
+    a, b, c, alpha, beta, gamma = form.lattice
+    lengths = a / per_length, b / per_length, c / per_length
+    return lattice_vectors((*lengths, alpha / per_degree, beta / per_degree, gamma / per_degree))
+
+
+def form_cell(form: Form, primitive: bool = True) -> Cell:
+    """The primitive (otherwise conventional) cell that a form describes, atoms in the order of its sites."""
     grid = COORDINATE_GRID * form.factor
-    units = [LENGTH_UNIT / form.factor] * 3 + [ANGLE_UNIT / form.factor] * 3
-    vectors = lattice_vectors(tuple(value * unit for value, unit in zip(form.lattice, units, strict=True)))
+    expand, basis = (expand_primitive, primitive_basis(form.number)) if primitive else (expand_orbit, np.eye(3))
     points, numbers = [], []
     for rank, _, coords in form.sites:
-        images = expand_primitive(form.number, np.array(unordered(form.number, coords)), grid)
+        images = expand(form.number, np.array(unordered(form.number, coords)), grid)
         points.append(images)
         numbers += [ATOMIC_NUMBERS[SYMBOL_OF_RANK[rank]]] * len(images)
     positions = np.concatenate(points) / grid
-    return Cell(primitive_basis(form.number) @ vectors, positions, np.array(numbers), np.arange(len(numbers)))
+    return Cell(basis @ _form_vectors(form), positions, np.array(numbers), np.arange(len(numbers)))
+
+
+def is_fixed(form: Form) -> bool:
+    """Whether rounding cannot have changed which description is the smallest: no coordinate and no basis is free."""
+    positions = wyckoff_positions(form.number)
+    return form.number >= 16 and not any(positions[letter].freedom for _, letter, _ in form.sites)
+
+
+def form_crystal(form: Form) -> StandardCrystal:
+    """The symmetrised crystal that a form describes."""
+    grid = COORDINATE_GRID * form.factor
+    vectors = _form_vectors(form)
+    positions = wyckoff_positions(form.number)
+    return StandardCrystal(
+        form.number,
+        vectors @ vectors.T,
+        np.array([unordered(form.number, coords) for _, _, coords in form.sites]) / grid,
+        np.array([ATOMIC_NUMBERS[SYMBOL_OF_RANK[rank]] for rank, _, _ in form.sites]),
+        np.array([positions[letter].multiplicity for _, letter, _ in form.sites]),
+        0.0,
+    )

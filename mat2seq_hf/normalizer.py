@@ -23,7 +23,7 @@ from .operations import centring_vectors, group_operations, polar_axes
 from .reduction import minkowski_basis
 from .wyckoff import WyckoffPosition, wyckoff_positions
 
-__all__ = ["Setting", "locate", "settings"]
+__all__ = ["Settings", "locate", "settings"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -37,18 +37,26 @@ _LOCATE = 1e-6
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A change of description ``x' = W x + w`` that keeps the standard setting.
+class Settings:
+    """Changes of description ``x' = W x + w`` that keep the standard setting.
 
     Attributes:
-        rotation: W, integers, shape (3, 3), det +1.
-        translation: w, fractions, shape (3,); zero along polar axes.
-        letters: Wyckoff letter that a position with letter L has afterwards.
+        rotations: W, whole numbers, det +1, shape (s, 3, 3).
+        inverses: W^-1, whole numbers, shape (s, 3, 3).
+        translations: w, fractions, zero along polar axes, shape (s, 3).
+        letters: index of the Wyckoff letter that a position has afterwards, by that of before, shape (s, letters).
     """
 
-    rotation: Integers
-    translation: Floats
-    letters: dict[str, str]
+    rotations: Floats
+    inverses: Floats
+    translations: Floats
+    letters: Integers
+
+    def __len__(self) -> int:
+        return len(self.rotations)
+
+    def __getitem__(self, rows: Integers) -> Settings:
+        return Settings(self.rotations[rows], self.inverses[rows], self.translations[rows], self.letters[rows])
 
 
 def locate(position: WyckoffPosition, images: Floats) -> NDArray[np.bool_]:
@@ -57,10 +65,10 @@ def locate(position: WyckoffPosition, images: Floats) -> NDArray[np.bool_]:
     Args:
         images: fractional coordinates, shape (..., 3).
     """
-    parameters = np.zeros(images.shape)
-    for parameter, axis, sign in position.pivots:
-        parameters[..., parameter] = sign * (images[..., axis] - position.offset[axis])
-    rest = parameters @ position.matrix.T + position.offset - images
+    if position.freedom == 3:
+        return np.ones(images.shape[:-1], dtype=np.bool_)
+    matrix, shift = position.deviation
+    rest = images @ matrix.T + shift
     return np.asarray((np.abs(rest - np.rint(rest)) < _LOCATE).all(axis=-1))
 
 
@@ -159,44 +167,73 @@ def _coset_key(number: int, matrix: Integers, translation: Integers) -> tuple[in
     return tuple(rows[np.lexsort(rows.T[::-1])[0]].tolist())
 
 
-def _letter_map(number: int, matrix: Integers, translation: Floats) -> dict[str, str]:
+def _letter_map(number: int, matrix: Integers, translation: Floats) -> list[int]:
     rotations, translations = group_operations(number)
     positions = wyckoff_positions(number)
-    mapping = {}
+    mapping = []
     for position in positions:
         point = position.matrix @ np.array([0.1357, 0.2712, 0.3891]) + position.offset
         images = rotations @ (matrix @ point + translation) + translations / 24.0
-        mapping[position.letter] = next(
-            other.letter
-            for other in positions
-            if other.multiplicity == position.multiplicity
-            and other.freedom == position.freedom
-            and locate(other, images).any()
+        mapping.append(
+            next(
+                index
+                for index, other in enumerate(positions)
+                if other.multiplicity == position.multiplicity
+                and other.freedom == position.freedom
+                and locate(other, images).any()
+            )
         )
     return mapping
 
 
-def _settings_with(number: int, matrices: list[Integers]) -> tuple[Setting, ...]:
-    found: dict[tuple[int, ...], Setting] = {}
+def _settings_with(number: int, matrices: list[Integers]) -> Settings:
+    found: dict[tuple[int, ...], tuple[Integers, Integers, Floats, list[int]]] = {}
     for matrix in matrices:
         for translation in _translations(number, matrix):
             key = _coset_key(number, matrix, translation)
             if key not in found:
                 shift = translation / 24.0
-                found[key] = Setting(matrix, shift, _letter_map(number, matrix, shift))
-    return tuple(found.values())
+                found[key] = matrix, _inverse(matrix), shift, _letter_map(number, matrix, shift)
+    rotations, inverses, translations, letters = zip(*found.values(), strict=True) if found else ((), (), (), ())
+    return Settings(
+        np.array(rotations, dtype=np.float64).reshape(-1, 3, 3),
+        np.array(inverses, dtype=np.float64).reshape(-1, 3, 3),
+        np.array(translations, dtype=np.float64).reshape(-1, 3),
+        np.array(letters, dtype=np.int64).reshape(len(found), len(wyckoff_positions(number))),
+    )
 
 
 @lru_cache(maxsize=230)
-def _finite_settings(number: int) -> tuple[Setting, ...]:
+def _finite_settings(number: int) -> Settings:
     return _settings_with(number, _proper_matrices(number))
 
 
+@dataclass(frozen=True)
+class _Changes:
+    """Changes of basis that compete for the shortest one.
+
+    Attributes:
+        matrices: columns are the new vectors in terms of the old ones, det +1, shape (n, 3, 3).
+        vectors: all columns that occur, shape (m, 3).
+        columns: indices into ``vectors`` of the columns whose lengths are compared, shape (n, 2 or 3).
+    """
+
+    matrices: Integers
+    vectors: Integers
+    columns: Integers
+
+
+def _changes(matrices: Integers, compared: list[int]) -> _Changes:
+    columns = matrices[:, :, compared].transpose(0, 2, 1)
+    vectors, index = np.unique(columns.reshape(-1, 3), axis=0, return_inverse=True)
+    return _Changes(matrices, vectors, index.reshape(columns.shape[:2]))
+
+
 @lru_cache(maxsize=1)
-def _small_unimodular() -> Integers:
-    """All integer matrices with entries -1, 0, 1 and determinant +1, shape (n, 3, 3)."""
+def _unimodular_changes() -> _Changes:
+    """All integer matrices with entries -1, 0, 1 and determinant +1."""
     matrices = np.array(list(product((-1, 0, 1), repeat=9)), dtype=np.int64).reshape(-1, 3, 3)
-    return np.asarray(matrices[np.rint(np.linalg.det(matrices)) == 1], dtype=np.int64)
+    return _changes(matrices[np.rint(np.linalg.det(matrices)) == 1], [0, 1, 2])
 
 
 @lru_cache(maxsize=1)
@@ -226,6 +263,14 @@ def _parity(bases: Integers) -> list[int]:
     return [int(code) for code in codes]
 
 
+@lru_cache(maxsize=256)
+def _plane_changes(number: int, parity: tuple[int, ...]) -> _Changes:
+    """Small changes of a basis of this parity (nine entries, 0 or 1) that lead to a standard one."""
+    small = _small_plane_bases()
+    bases = np.array(parity, dtype=np.int64).reshape(3, 3) @ small
+    return _changes(small[np.isin(_parity(bases), _standard_parities(number))], [0, 2])
+
+
 def _gauss_plane(metric: Floats) -> Integers:
     """Shortest basis (columns) of the a, c plane of a monoclinic metric, b kept, determinant +1."""
     a, c = np.array([1, 0]), np.array([0, 1])
@@ -249,18 +294,20 @@ def _cosines_agree(metrics: Floats) -> NDArray[np.bool_]:
     return np.asarray((cosines > -_SHELL).all(axis=1) | (cosines < _SHELL).all(axis=1))
 
 
-def _shortest(bases: Integers, metric: Floats, weights: Floats, wide: bool) -> Integers:
-    metrics = np.einsum("nji,jk,nkl->nil", bases, metric, bases)
-    totals = np.einsum("nii,i->n", metrics, weights)
-    return np.asarray(bases[totals <= totals.min() * (1 + (_WIDE if wide else _SHELL))], dtype=np.int64)
+def _shortest(start: Integers, changes: _Changes, metric: Floats, wide: bool) -> tuple[Integers, Floats]:
+    """The shortest bases that ``changes`` make of the basis ``start`` (columns), and their metrics."""
+    inner = start.T @ metric @ start
+    squares = ((changes.vectors @ inner) * changes.vectors).sum(axis=1)
+    totals = squares[changes.columns].sum(axis=1)
+    chosen = changes.matrices[totals <= totals.min() * (1 + (_WIDE if wide else _SHELL))]
+    return np.asarray(start @ chosen, dtype=np.int64), chosen.transpose(0, 2, 1) @ inner @ chosen
 
 
 def _triclinic_bases(metric: Floats, wide: bool) -> Integers:
     start = minkowski_basis(np.asarray(np.linalg.cholesky(metric), dtype=np.float64)).T
-    bases = _shortest(start @ _small_unimodular(), metric, np.ones(3), wide)
+    bases, metrics = _shortest(start, _unimodular_changes(), metric, wide)
     if wide:
         return bases
-    metrics = np.einsum("nji,jk,nkl->nil", bases, metric, bases)
     lengths = np.einsum("nii->ni", metrics)
     ascending = (lengths[:, :2] <= lengths[:, 1:] * (1 + _SHELL)).all(axis=1)
     return np.asarray(bases[ascending & _cosines_agree(metrics)], dtype=np.int64)
@@ -268,31 +315,36 @@ def _triclinic_bases(metric: Floats, wide: bool) -> Integers:
 
 def _monoclinic_bases(number: int, metric: Floats, wide: bool) -> Integers:
     start = _gauss_plane(metric)
-    candidates = start @ _small_plane_bases()
-    candidates = candidates[np.isin(_parity(candidates), _standard_parities(number))]
-    bases = _shortest(candidates, metric, np.array([1.0, 0.0, 1.0]), wide)
+    changes = _plane_changes(number, tuple((start % 2).ravel().tolist()))
+    bases, metrics = _shortest(start, changes, metric, wide)
     if wide:
         return bases
-    metrics = np.einsum("nji,jk,nkl->nil", bases, metric, bases)
     cosines = metrics[:, 0, 2] / np.sqrt(metrics[:, 0, 0] * metrics[:, 2, 2])
     return np.asarray(bases[cosines < _SHELL], dtype=np.int64)
 
 
 @lru_cache(maxsize=4096)
-def _settings_of(number: int, inverse_basis: tuple[int, ...]) -> tuple[Setting, ...]:
+def _settings_of(number: int, inverse_basis: tuple[int, ...]) -> Settings:
     return _settings_with(number, [np.array(inverse_basis, dtype=np.int64).reshape(3, 3)])
 
 
-def settings(number: int, metric: Floats, wide: bool = False) -> list[Setting]:
+def settings(number: int, metric: Floats, wide: bool = False) -> Settings:
     """All descriptions of a crystal of space group ``number`` among which the canonical one is chosen.
 
     The set depends on the group and, for triclinic and monoclinic ones, on the metric tensor (square angstrom, shape
     (3, 3), of any basis that gives the standard setting); never on the description that was given.
     """
     if number >= 16:
-        return list(_finite_settings(number))
+        return _finite_settings(number)
     bases = _triclinic_bases(metric, wide) if number <= 2 else _monoclinic_bases(number, metric, wide)
-    found: list[Setting] = []
-    for basis in bases:
-        found += _settings_of(number, tuple(_inverse(basis).ravel().tolist()))
-    return found
+    found = [_settings_of(number, tuple(_inverse(basis).ravel().tolist())) for basis in bases]
+    return found[0] if len(found) == 1 else _joined(found)
+
+
+def _joined(parts: list[Settings]) -> Settings:
+    return Settings(
+        np.concatenate([part.rotations for part in parts]),
+        np.concatenate([part.inverses for part in parts]),
+        np.concatenate([part.translations for part in parts]),
+        np.concatenate([part.letters for part in parts]),
+    )

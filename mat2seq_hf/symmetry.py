@@ -1,15 +1,19 @@
 """From a cell to its symmetrised crystal in the ITA standard setting.
 
-The detector (spglib) only says which space group there is and where its axes and origin lie. Positions and metric are
-then averaged over the whole group with its exact operations. The average is the same whichever atom the detector
-started from and wherever within the tolerance it put the origin, which a detector's own idealised positions are not.
+A detector (spglib or moyopy) only says which space group there is and where its axes and origin lie. Positions and
+metric are then averaged over the whole group with its exact operations. The average is the same whichever atom the
+detector started from and wherever within the tolerance it put the origin, which a detector's own idealised positions
+are not.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +27,16 @@ from .operations import group_operations, points_per_primitive, primitive_basis,
 from .reduction import Cell, primitive_cell
 from .tables import ROWS
 
-__all__ = ["StandardCrystal", "symmetrize"]
+try:
+    import moyopy as _moyopy
+except ImportError:  # code loaded from a Hub repo runs with spglib alone, slower
+    moyopy: Any = None
+else:
+    moyopy = _moyopy
+    # It reports translations that the cell's basis lacks; here the next search takes care of those.
+    logging.getLogger("moyo").setLevel(logging.ERROR)
+
+__all__ = ["DETECTORS", "StandardCrystal", "exact_crystal", "has_no_more_symmetry", "symmetrize"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -32,6 +45,8 @@ Integers = NDArray[np.int64]
 _REACH = 6.0
 _SHRINK = 0.7
 _ATTEMPTS = 20
+# Where a search this much looser finds no more symmetry than is exact, a search at symprec cannot find any.
+_LOOSER = 2.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,8 @@ class StandardCrystal:
         points: one representative of each orbit, fractional coordinates, shape (k, 3).
         numbers: atomic number of each orbit, shape (k,).
         multiplicities: points of each orbit in the conventional cell, shape (k,).
+        spread: how far the crystal was from exact symmetry, angstrom: how far symmetrising moved an atom against the
+            others or stretched a cell vector.
     """
 
     number: int
@@ -51,11 +68,31 @@ class StandardCrystal:
     points: Floats
     numbers: Integers
     multiplicities: Integers
+    spread: float
 
     @property
     def n_atoms(self) -> int:
         """Atoms in the primitive cell."""
         return int(self.multiplicities.sum()) // points_per_primitive(self.number)
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What a detector says of a primitive cell.
+
+    Attributes:
+        number: space group.
+        basis: columns are the conventional vectors in the cell's basis, shape (3, 3).
+        shift: ``x_standard = basis^-1 @ x + shift``.
+        orbits: for each atom the index of an equivalent one, the same for a whole orbit.
+        tolerance: that was really used; detectors lower it where a search fails.
+    """
+
+    number: int
+    basis: Floats
+    shift: Floats
+    orbits: Integers
+    tolerance: float
 
 
 @lru_cache(maxsize=230)
@@ -80,85 +117,146 @@ def _origin_change(number: int) -> Floats:
     raise AssertionError(f"no shift relates the origin choices of space group {number}")
 
 
-def _orbits(
-    cell: Cell, rotations: Integers, translations: Floats, reach: float
-) -> list[tuple[int, Floats, int]] | None:
-    """First atom, averaged position and number of atoms of each orbit, or None where the operations do not fit."""
-    inverses = np.rint(np.linalg.inv(rotations)).astype(np.int64)
-    free = np.ones(len(cell), dtype=bool)
-    found = []
-    for atom in range(len(cell)):
-        if not free[atom]:
-            continue
-        (members,) = np.nonzero(free & (cell.numbers == cell.numbers[atom]))
-        images = rotations @ cell.positions[atom] + translations
-        differences = images[:, None, :] - cell.positions[None, members, :]
-        differences -= np.rint(differences)
-        distances = ((differences @ cell.lattice) ** 2).sum(axis=2)
-        nearest = distances.argmin(axis=1)
-        rows = np.arange(len(images))
-        if distances[rows, nearest].max() > reach**2:
-            return None
-        # x_j - g x_i, carried back by the rotation of g: how far each image is from the perfect place of atom i
-        offsets = np.einsum("gij,gj->gi", inverses, differences[rows, nearest])
-        reached, visits = np.unique(nearest, return_counts=True)
-        if (visits * len(reached) != len(rotations)).any():
-            return None
-        orbit = members[reached]
-        free[orbit] = False
-        found.append((atom, cell.positions[atom] - offsets.mean(axis=0), len(orbit)))
-    return found
+def _ask_spglib(cell: Cell, tolerance: float) -> _Finding | None:
+    dataset = spglib.get_symmetry_dataset((cell.lattice, cell.positions, cell.numbers), tolerance)
+    if dataset is None:
+        return None
+    shift = dataset.origin_shift + _origin_change(dataset.number)
+    basis = np.linalg.inv(dataset.transformation_matrix)
+    return _Finding(dataset.number, basis, shift, dataset.crystallographic_orbits.astype(np.int64), tolerance)
 
 
-def _standardize(cell: Cell, number: int, transform: Floats, shift: Floats, reach: float) -> StandardCrystal | None:
-    """Average ``cell`` (primitive) over space group ``number``; None where that does not fit.
+def _ask_moyopy(cell: Cell, tolerance: float) -> _Finding | None:
+    crystal = moyopy.Cell(cell.lattice.tolist(), cell.positions.tolist(), cell.numbers.tolist())
+    try:
+        found = moyopy.MoyoDataset(crystal, symprec=tolerance, setting=moyopy.Setting.standard(), rotate_basis=False)
+    except ValueError:  # no consistent group at this tolerance
+        return None
+    basis = np.array(found.std_linear)
+    shift = -np.linalg.inv(basis) @ np.array(found.std_origin_shift)
+    return _Finding(found.number, basis, shift, np.array(found.orbits, dtype=np.int64), found.symprec)
 
-    ``x_standard = transform @ x + shift`` carries the cell's coordinates to the standard setting.
+
+Detector = Callable[[Cell, float], _Finding | None]
+
+#: Who decides within the tolerance; both know the 230 groups and differ only in what they count as near enough.
+DETECTORS: dict[str, Detector] = {"spglib": _ask_spglib, **({} if moyopy is None else {"moyopy": _ask_moyopy})}
+# Where symmetry is exact all detectors agree, and the fastest one is asked.
+_ask_fast = _ask_spglib if moyopy is None else _ask_moyopy
+
+
+@lru_cache(maxsize=230)
+def _averaging(number: int) -> tuple[Floats, Floats, Floats, Floats]:
+    """Of a group's primitive operations: rotations, their inverses, translations; the average over metrics, (9, 9)."""
+    rotations, translations = primitive_operations(number)
+    inverses = np.rint(np.linalg.inv(rotations))
+    _, first = np.unique(group_operations(number)[0].reshape(-1, 9), axis=0, return_index=True)
+    conventional = group_operations(number)[0][np.sort(first)].astype(np.float64)
+    average = np.einsum("gji,gkl->iljk", conventional, conventional).reshape(9, 9) / len(conventional)
+    return rotations.astype(np.float64), inverses, translations / 24.0, average
+
+
+def _averaged_orbits(
+    cell: Cell, number: int, orbits: Integers, reach: float
+) -> tuple[Integers, Floats, Integers, float] | None:
+    """Each orbit's first atom, its averaged position and the orbit's size; and how far an atom moved (angstrom).
+
+    None where the operations do not carry the orbits onto themselves within ``reach`` (angstrom).
     """
-    basis = np.rint(np.linalg.inv(transform)).astype(np.int64)  # columns: conventional vectors in the cell's basis
+    rotations, inverses, translations, _ = _averaging(number)
+    _, firsts = np.unique(orbits, return_index=True)
+    images = cell.positions[firsts] @ rotations.transpose(0, 2, 1) + translations[:, None, :]  # (g, k, 3)
+    differences = images[:, :, None, :] - cell.positions
+    differences -= np.rint(differences)
+    squares = ((differences @ cell.lattice) ** 2).sum(axis=3)
+    squares[:, cell.numbers[firsts][:, None] != cell.numbers] = np.inf
+    nearest = squares.argmin(axis=2)
+    misfit = np.take_along_axis(squares, nearest[:, :, None], axis=2).max()
+    if misfit > reach**2:
+        return None
+    n, k = len(cell), len(firsts)
+    visits = np.bincount((nearest + n * np.arange(k)).ravel(), minlength=k * n).reshape(k, n)
+    reached = visits > 0
+    sizes = reached.sum(axis=1)
+    if (visits * sizes[:, None] != len(rotations))[reached].any() or (reached.sum(axis=0) != 1).any():
+        return None
+    # g x_i - x_j, carried back by the rotation of g: how far atom j says that atom i is from its perfect place
+    rest = np.take_along_axis(differences, nearest[:, :, None, None], axis=2)[:, :, 0, :]
+    offsets = (rest[:, :, None, :] @ inverses.transpose(0, 2, 1)[:, None])[:, :, 0, :]
+    mean = offsets.mean(axis=0)
+    # What is left of atom j's own offset; the detector's origin moves all atoms alike, and that does not count.
+    moves = ((mean - offsets)[:, :, None, :] @ rotations.transpose(0, 2, 1)[:, None])[:, :, 0, :]
+    moves -= (moves.mean(axis=0) * sizes[:, None]).sum(axis=0) / n
+    spread = float(np.sqrt(((moves @ cell.lattice) ** 2).sum(axis=2).max()))
+    return firsts, cell.positions[firsts] - mean, sizes, spread
+
+
+def _standardize(cell: Cell, found: _Finding, reach: float) -> StandardCrystal | None:
+    """Average ``cell`` (primitive) over the space group that was found; None where that does not fit."""
+    number = found.number
+    basis = np.rint(found.basis)
     count = points_per_primitive(number)
-    if round(float(np.linalg.det(basis))) != count or np.abs(basis @ transform - np.eye(3)).max() > 1e-2:
+    if round(float(np.linalg.det(basis))) != count or np.abs(basis - found.basis).max() > 1e-2:
         return None
     conventional = basis.T @ cell.lattice
-    positions = cell.positions @ np.linalg.inv(basis).T + shift
     primitive = primitive_basis(number)
-    to_primitive = np.linalg.inv(primitive)
-    rotations, translations = primitive_operations(number)
-    standard = Cell(primitive @ conventional, positions @ to_primitive, cell.numbers, cell.labels)
-    orbits = _orbits(standard, rotations, translations / 24.0, reach)
-    if orbits is None:
+    positions = (cell.positions @ np.linalg.inv(basis).T + found.shift) @ np.linalg.inv(primitive)
+    standard = Cell(primitive @ conventional, positions, cell.numbers, cell.labels)
+    averaged = _averaged_orbits(standard, number, found.orbits, reach)
+    if averaged is None:
         return None
-    conventional_rotations, _ = group_operations(number)
-    metric = conventional @ conventional.T
-    metric = np.einsum("gji,jk,gkl->il", conventional_rotations, metric, conventional_rotations) / len(
-        conventional_rotations
-    )
+    firsts, points, sizes, spread = averaged
+    raw = conventional @ conventional.T
+    metric = (_averaging(number)[3] @ raw.ravel()).reshape(3, 3)
+    # d(|v|^2) = 2 |v| d|v|, and likewise for the product of two vectors
+    lengths = np.sqrt(np.diag(metric))
+    strain = np.abs(metric - raw) / (lengths[:, None] + lengths)
     return StandardCrystal(
-        number,
-        metric,
-        np.array([position for _, position, _ in orbits]) @ primitive,
-        np.array([cell.numbers[atom] for atom, _, _ in orbits], dtype=np.int64),
-        np.array([size * count for _, _, size in orbits], dtype=np.int64),
+        number, metric, points @ primitive, cell.numbers[firsts], sizes * count, max(spread, float(strain.max()))
     )
 
 
-def symmetrize(cell: Cell, symprec: float) -> StandardCrystal:
+def symmetrize(cell: Cell, symprec: float, detector: str = "spglib") -> StandardCrystal:
     """Space group within ``symprec`` (angstrom) and the crystal averaged over it.
 
     Where the detector's answer does not fit the crystal (it can fail at loose tolerances), the tolerance shrinks by
     0.7 and the search runs again; P1 fits always, so there is always an answer.
     """
+    return _symmetrize(cell, symprec, DETECTORS[detector])
+
+
+def _symmetrize(cell: Cell, symprec: float, ask: Detector) -> StandardCrystal:
     tolerance = symprec
     for _ in range(_ATTEMPTS):
         primitive = primitive_cell(cell, tolerance)
-        dataset = spglib.get_symmetry_dataset((primitive.lattice, primitive.positions, primitive.numbers), tolerance)
-        if dataset is not None:
-            shift = dataset.origin_shift + _origin_change(dataset.number)
-            crystal = _standardize(primitive, dataset.number, dataset.transformation_matrix, shift, _REACH * tolerance)
-            if crystal is not None:
-                return crystal
+        found = ask(primitive, tolerance)
+        crystal = None if found is None else _standardize(primitive, found, _REACH * tolerance)
+        if crystal is not None:
+            return crystal
         tolerance *= _SHRINK
     primitive = primitive_cell(cell, tolerance)
-    crystal = _standardize(primitive, 1, np.eye(3), np.zeros(3), tolerance)
+    trivial = _Finding(1, np.eye(3), np.zeros(3), np.arange(len(primitive)), tolerance)
+    crystal = _standardize(primitive, trivial, tolerance)
     assert crystal is not None
     return crystal
+
+
+def exact_crystal(cell: Cell, tight: float, symprec: float) -> tuple[StandardCrystal, bool]:
+    """A primitive cell symmetrised where it is exact (within ``tight``, angstrom).
+
+    The second value says that a search at ``symprec`` would find no more symmetry than that.
+    """
+    found = _ask_fast(cell, _LOOSER * symprec)
+    if found is not None and found.tolerance == _LOOSER * symprec:
+        crystal = _standardize(cell, found, tight)
+        if crystal is not None and crystal.spread <= tight:
+            return crystal, True
+    return _symmetrize(cell, tight, _ask_fast), False
+
+
+def has_no_more_symmetry(cell: Cell, crystal: StandardCrystal, symprec: float) -> bool:
+    """Whether a search at ``symprec`` (angstrom) in the primitive cell of an exact crystal finds just its group."""
+    found = _ask_fast(cell, _LOOSER * symprec)
+    if found is None or found.tolerance != _LOOSER * symprec or found.number != crystal.number:
+        return False
+    return round(float(np.linalg.det(found.basis))) == points_per_primitive(crystal.number)

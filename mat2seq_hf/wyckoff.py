@@ -88,7 +88,16 @@ class WyckoffPosition:
                 raise AssertionError(f"no coordinate isolates parameter {parameter} of {self.name}")
         return tuple(found)
 
-    @property
+    @cached_property
+    def deviation(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """``(Q, q)``: a point x is off the triplet by ``Q @ x + q``, shapes (3, 3) and (3,)."""
+        read = np.zeros((3, 3))
+        for parameter, axis, sign in self.pivots:
+            read[parameter, axis] = sign
+        projection = self.matrix @ read
+        return projection - np.eye(3), self.offset - projection @ self.offset
+
+    @cached_property
     def freedom(self) -> int:
         """Number of free parameters, 0 to 3."""
         return len(self.pivots)

@@ -64,6 +64,7 @@ def main() -> None:
     print(f"  {'what':32s} {'crystals/s':>10s} {'x one spglib search':>20s}")
     for label, function, items in (
         ("spglib.get_symmetry_dataset", search, arrays),
+        ("encode, from arrays", encode, arrays),
         ("encode, from structures", encode, structures),
         ("encode, from CIF text", encode, cifs),
         ("decode, text to structure", decode, texts),
