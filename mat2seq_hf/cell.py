@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .cif_reading import read_plain_cif
 from .elements import ATOMIC_NUMBERS, SYMBOL_OF
 from .errors import CrystalError
 from .reduction import Cell
@@ -109,10 +110,12 @@ def _from_arrays(crystal: tuple[Any, ...]) -> Cell:
 
 
 def _from_text(text: str) -> Cell:
+    kind = "CIF" if is_cif(text) else "POSCAR"
+    if kind == "CIF" and (plain := read_plain_cif(text)) is not None:
+        return _build(*plain)
     from pymatgen.io.cif import CifParser
     from pymatgen.io.vasp.inputs import Poscar
 
-    kind = "CIF" if is_cif(text) else "POSCAR"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # both parsers warn about rounding and defaults that are checked here
         try:
@@ -219,7 +222,7 @@ def _overlap(cell: Cell) -> bool:
     differences = cell.positions[:, None, :] - cell.positions
     differences -= np.rint(differences)
     near = ((differences @ cell.lattice) ** 2).sum(axis=2) < MIN_DISTANCE**2
-    return np.count_nonzero(near) > len(cell)  # each atom is near itself
+    return int(np.count_nonzero(near)) > len(cell)  # each atom is near itself
 
 
 def check_distances(cell: Cell) -> None:

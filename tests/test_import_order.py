@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 CORE = (
     *("errors", "elements", "tables", "wyckoff", "grid", "vocabulary", "sequence", "operations", "lattice"),
-    *("reduction", "cell", "symmetry", "normalizer", "forms", "canonical", "cif", "coordinates", "feasibility"),
-    *("prompts", "choices", "states", "grammar", "tokenizer", "constraints", "presets", "samples", "pipeline"),
+    *("cif_reading", "reduction", "cell", "symmetry", "normalizer", "forms", "canonical", "cif", "coordinates", "feasibility"),
+    *("prompts", "choices", "states", "grammar", "automaton", "tokenizer", "constraints", "sampling", "presets"),
+    *("samples", "pipeline"),
 )
 #: Modules and folders that only the installed package needs, from the bottom up.
 ABOVE = ("registration", "corpora", "training", "evaluation", "publishing", "demo", "doctor", "commands", "cli")
