@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-__all__ = ["METADATA_KEY", "PREPARED", "REJECTED", "shard_paths"]
+__all__ = ["DUPLICATES", "METADATA_KEY", "PREPARED", "REJECTED", "shard_paths"]
 
 #: Key of the parquet schema metadata whose value is JSON: scheme, scheme_version, symprec, input.
 METADATA_KEY = b"mat2seq"
@@ -27,6 +27,9 @@ PREPARED = pa.schema(
 
 #: One row a crystal that could not be encoded.
 REJECTED = pa.schema([("id", pa.string()), ("source", pa.string()), ("reason", pa.string())])
+
+#: One row a crystal whose sequence an earlier row has, and that row.
+DUPLICATES = pa.schema([(name, pa.string()) for name in ("id", "source", "first_id", "first_source")])
 
 
 def shard_paths(folder: str | Path) -> list[Path]:
