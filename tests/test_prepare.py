@@ -13,8 +13,8 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from mat2seq_hf.corpora.prepare import prepare
-from mat2seq_hf.corpora.sources import read_rows
 from mat2seq_hf.corpora.schema import METADATA_KEY, PREPARED, shard_paths
+from mat2seq_hf.corpora.sources import read_rows
 from mat2seq_hf.errors import Mat2SeqError
 from mat2seq_hf.sequence import scheme_fingerprint
 from mat2seq_hf.vocabulary import TOKENS, tokenize
@@ -114,7 +114,7 @@ def test_missing_and_unusable_inputs_are_named(tmp_path: Path) -> None:
     with pytest.raises(Mat2SeqError, match=r"nothing\.cif does not exist"):
         prepare([tmp_path / "nothing.cif"], tmp_path / "out", progress=False)
     (tmp_path / "data.csv").write_text("id,crystal\n1,x\n")
-    with pytest.raises(Mat2SeqError, match="no column 'cif'.*its columns are id, crystal"):
+    with pytest.raises(Mat2SeqError, match=r"no column 'cif'.*its columns are id, crystal"):
         prepare([tmp_path / "data.csv"], tmp_path / "out", num_proc=1, progress=False)
     (tmp_path / "empty").mkdir()
     with pytest.raises(Mat2SeqError, match="no crystals in"):
@@ -123,7 +123,7 @@ def test_missing_and_unusable_inputs_are_named(tmp_path: Path) -> None:
 
 def test_a_broken_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"cif\n1,2,3\n")
-    with pytest.raises(Mat2SeqError, match="broken.parquet"):
+    with pytest.raises(Mat2SeqError, match=r"broken\.parquet"):
         prepare([tmp_path / "broken.parquet"], tmp_path / "out", num_proc=1, progress=False)
 
 

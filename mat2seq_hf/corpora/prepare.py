@@ -27,7 +27,7 @@ from .schema import DUPLICATES, METADATA_KEY, REJECTED, shard_paths
 from .sources import read_rows
 from .workers import Worker
 
-__all__ = ["DUPLICATE_CHOICES", "PrepareReport", "finish", "prepare", "prepare_rows"]
+__all__ = ["DUPLICATE_CHOICES", "PrepareReport", "finish", "prepare", "prepare_rows", "read_rows"]
 
 #: What to do with crystals whose sequence is there already: list them, or list and leave them out.
 DUPLICATE_CHOICES = ("report", "remove")
