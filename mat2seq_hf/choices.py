@@ -12,11 +12,16 @@ from .coordinates import Values
 from .grid import COORDINATE_GRID, FRACTIONS, coordinate_word
 from .vocabulary import TOKEN_IDS
 
-__all__ = ["Key", "angle_key", "coordinate_key", "length_key", "token_set", "whole_angle"]
+__all__ = ["LENGTHS", "Key", "angle_key", "coordinate_key", "lattice_parameter", "length_key", "token_set"]
 
 #: A token id (the only choice), a tuple of token ids, or the name of a family of sets followed by its parameters.
 Key = int | tuple[Any, ...]
 
+#: Least and largest length in 1e-4 angstrom.
+LENGTHS = (10_000, 4_999_999)
+
+_ANGLES = (100, 17_999)  # 1e-2 degree
+_ROOM = 100  # how far, in 1e-2 degree, three angles must stay from those of a flat cell
 _HEAD = COORDINATE_GRID // 100  # grid points that share their first two decimals
 _FRACTIONS = tuple(sorted(FRACTIONS))
 _IS_FRACTION = frozenset(_FRACTIONS)
@@ -50,6 +55,39 @@ def coordinate_key(values: Values, head: int | None) -> Key:
     return ("heads", first, last, dead, fractions)
 
 
+def lattice_parameter(system: str, values: tuple[int, ...]) -> int | tuple[int, int]:
+    """The next of a, b, c, alpha, beta, gamma, given those before it: its only value, or its range.
+
+    Lengths are in 1e-4 angstrom, angles in 1e-2 degree. Only for a triclinic cell, whose lengths ascend, and for ties
+    (a = b) does the answer depend on the values before, not just on their number.
+    """
+    index = len(values)
+    if index < 3:
+        if index and (system == "cubic" or (index == 1 and system in ("tetragonal", "trigonal", "hexagonal"))):
+            return values[0]
+        return (values[-1] if index and system == "triclinic" else LENGTHS[0], LENGTHS[1])
+    if system == "triclinic":
+        return _triclinic_angle(values[3:])
+    if system == "monoclinic" and index == 4:
+        return (9000, _ANGLES[1])
+    return 12000 if index == 5 and system in ("trigonal", "hexagonal") else 9000
+
+
+def _triclinic_angle(values: tuple[int, ...]) -> tuple[int, int]:
+    """Range in which the cell has a volume: ``|alpha - beta| < gamma < min(alpha + beta, 360 - alpha - beta)``.
+
+    Strictly speaking the grammar keeps ``_ROOM`` from these limits. For beta it is the range that leaves some gamma.
+    """
+    low, high = _ANGLES[0], 18000 - _ROOM
+    if not values:
+        return low, high
+    alpha = values[0]
+    if len(values) == 1:
+        return low, min(high, 36000 - _ROOM - low - alpha)
+    beta = values[1]
+    return max(low, abs(alpha - beta) + _ROOM), min(high, alpha + beta - _ROOM, 36000 - alpha - beta - _ROOM)
+
+
 def length_key(low: int, high: int, whole: int | None, piece: int | None) -> Key:
     """Next token of a length between ``low`` and ``high`` (1e-4 angstrom) after its whole part and first piece."""
     if whole is None:
@@ -60,7 +98,7 @@ def length_key(low: int, high: int, whole: int | None, piece: int | None) -> Key
     return ("pieces", max(low, piece * 100) - piece * 100, min(high, piece * 100 + 99) - piece * 100)
 
 
-def whole_angle(low: int, high: int, whole: int) -> tuple[int, int]:
+def _whole_angle(low: int, high: int, whole: int) -> tuple[int, int]:
     """Hundredths of a degree that can follow ``whole``; 90 and 120 themselves have words of their own."""
     first = 1 if whole * 100 in _SPECIAL_ANGLES else 0
     return max(low - whole * 100, first), min(high - whole * 100, 99)
@@ -69,14 +107,14 @@ def whole_angle(low: int, high: int, whole: int) -> tuple[int, int]:
 def angle_key(low: int, high: int, whole: int | None) -> Key:
     """Next token of an angle between ``low`` and ``high`` (1e-2 degree)."""
     if whole is not None:
-        return ("pieces", *whole_angle(low, high, whole))
+        return ("pieces", *_whole_angle(low, high, whole))
     return ("angle", low, high)
 
 
 def _angles(low: int, high: int) -> tuple[int, ...]:
     special = [token for value, token in _SPECIAL_ANGLES.items() if low <= value <= high]
     wholes = range(low // 100, high // 100 + 1)
-    pairs = [(whole, whole_angle(low, high, whole)) for whole in wholes]
+    pairs = [(whole, _whole_angle(low, high, whole)) for whole in wholes]
     return (*special, *(_WHOLE[whole] for whole, (start, stop) in pairs if start <= stop))
 
 

@@ -11,66 +11,68 @@ import torch
 from numpy.typing import NDArray
 from transformers import LogitsProcessor, PreTrainedModel
 
-from .errors import DecodeError, PromptError
-from .grammar import Done, Grammar, Prompt, State
+from .automaton import Rows, StateTable
+from .errors import PromptError
+from .grammar import Grammar, Prompt, State
 from .vocabulary import BOS, EOS, PAD, TOKEN_IDS, TOKENS
 
 __all__ = ["GrammarLogitsProcessor", "LogProb", "MaskTable", "sequence_log_probs"]
 
 _BOS, _EOS, _PAD = TOKEN_IDS[BOS], TOKEN_IDS[EOS], TOKEN_IDS[PAD]
-_DONE = Done()
 
 
 class MaskTable:
-    """Biases (0 where a token can follow, -inf elsewhere) for the numbered token sets of a grammar, as one tensor.
+    """Biases (0 where a token can follow, -inf elsewhere) for the numbered token sets of a table, as one tensor.
 
     Args:
-        grammar: whose ``masks`` are kept.
+        table: whose ``masks`` are kept.
         width: number of logits of the model; those above the vocabulary are never allowed.
         device, dtype: of the logits.
+
+    Raises:
+        PromptError: the model has fewer logits than the vocabulary has tokens.
     """
 
-    def __init__(self, grammar: Grammar, width: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, table: StateTable, width: int, device: torch.device, dtype: torch.dtype) -> None:
         if width < len(TOKENS):
             raise PromptError(
                 f"the model has {width} logits, the vocabulary {len(TOKENS)} tokens: they do not belong together"
             )
-        self.grammar = grammar
-        self.width = width
-        self.rows = torch.empty((0, width), device=device, dtype=dtype)
+        self.table = table
+        with torch.inference_mode(mode=False):
+            self.rows = torch.empty((0, width), device=device, dtype=dtype)
         self.filled = 0
-        self.epoch = -1
+
+    @classmethod
+    def of(cls, table: StateTable, logits: torch.Tensor) -> MaskTable:
+        """The one mask table for logits of this kind, kept with the table."""
+        key = (cls, logits.shape[-1], logits.device, logits.dtype)
+        with table.lock:
+            if key not in table.cache:
+                table.cache[key] = cls(table, logits.shape[-1], logits.device, logits.dtype)
+            return table.cache[key]  # type: ignore[no-any-return]
 
     def _fill(self) -> None:
         """Add the rows of the sets that are new since the last call."""
-        grammar = self.grammar
-        if self.epoch != grammar.epoch:
-            self.epoch, self.filled = grammar.epoch, 0
-        masks = grammar.masks[self.filled :]
-        if not masks:
-            return
-        fresh = np.full((len(masks), self.width), -np.inf, dtype=np.float32)
-        for row, tokens in zip(fresh, masks, strict=True):
-            row[tokens if len(tokens) else _PAD] = 0.0  # nothing follows the end but padding
-        if len(grammar.masks) > len(self.rows):
-            larger = self.rows.new_empty((max(2 * len(self.rows), len(grammar.masks) + 512), self.width))
+        masks = self.table.masks[self.filled :]
+        fresh = torch.full((len(masks), self.rows.shape[1]), -math.inf, dtype=self.rows.dtype)
+        at = np.repeat(np.arange(len(masks)), [len(tokens) for tokens in masks])
+        fresh[torch.from_numpy(at), torch.from_numpy(np.concatenate(masks))] = 0.0
+        count = self.filled + len(masks)
+        if count > len(self.rows):
+            larger = self.rows.new_empty((max(2 * len(self.rows), count + 512), self.rows.shape[1]))
             larger[: self.filled] = self.rows[: self.filled]
             self.rows = larger
-        self.rows[self.filled : len(grammar.masks)] = torch.from_numpy(fresh).to(self.rows)
-        self.filled = len(grammar.masks)
+        self.rows[self.filled : count] = fresh.to(self.rows.device)
+        self.filled = count
 
-    def biases_of(self, states: Sequence[State]) -> torch.Tensor:
-        """Biases of the sets that can follow states, shape (len(states), width)."""
-        epoch, numbers = -1, list[int]()
-        while epoch != self.grammar.epoch:  # a set may be dropped, and all numbered anew, while others are met
-            epoch = self.grammar.epoch
-            numbers = [self.grammar.mask_id(state) for state in states]
-        return self.biases(numbers)
-
-    def biases(self, numbers: Sequence[int]) -> torch.Tensor:
+    def biases(self, numbers: NDArray[np.int64]) -> torch.Tensor:
         """Biases of numbered sets, shape (len(numbers), width)."""
-        self._fill()
-        return self.rows[torch.tensor(numbers, device=self.rows.device)]
+        if self.filled < len(self.table.masks):
+            # a caller's inference mode would leave tensors that no one outside it could add to
+            with self.table.lock, torch.inference_mode(mode=False), torch.no_grad():
+                self._fill()
+        return self.rows.index_select(0, torch.from_numpy(numbers).to(self.rows.device))
 
 
 class GrammarLogitsProcessor(LogitsProcessor):
@@ -81,7 +83,7 @@ class GrammarLogitsProcessor(LogitsProcessor):
 
     Args:
         prompts: one prompt for all rows, or one for each row of ``input_ids`` as given to ``generate``.
-        grammar: shared between calls, its token sets are numbered once.
+        grammar: where the prompts are looked up.
 
     Raises:
         FormulaError, PromptError: at once, if a prompt cannot be fulfilled.
@@ -96,94 +98,57 @@ class GrammarLogitsProcessor(LogitsProcessor):
         self.grammar = grammar or Grammar()
         self.prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)
         self._initial = [self.grammar.initial(prompt) for prompt in self.prompts]
-        self._table: MaskTable | None = None
         self._seen = np.empty((0, 0), dtype=np.int64)
-        self._states: list[State] = []
-        self._numbers: list[int] = []  # of the token set of each state
-        self._epoch = -1
-        self._open: list[int] = []  # rows that are not finished
+        self._rows = Rows([])
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores with -inf for every token that cannot follow, shapes (rows, length) and (rows, vocabulary)."""
-        table = self._table
-        if table is None or table.rows.device != scores.device or table.rows.dtype != scores.dtype:
-            table = self._table = MaskTable(self.grammar, scores.shape[1], scores.device, scores.dtype)
         self._follow(input_ids.cpu().numpy())
-        if self._epoch != self.grammar.epoch:  # the grammar has numbered its sets anew
-            self._number_all()
-        return scores + table.biases(self._numbers)  # type: ignore[return-value]
+        biases = MaskTable.of(self._rows.table, scores).biases(self._rows.masks())
+        return scores + biases  # type: ignore[return-value]
 
     def states(self) -> list[State]:
         """State of each row after the last call."""
-        return list(self._states)
+        return self._rows.states()
 
     def _follow(self, ids: NDArray[np.int64]) -> None:
-        """Bring the states up to date: one token on where the rows go on as they were, else wherever they fit."""
+        """Bring the rows up to date: one token on where they go on as they were, else wherever they fit."""
         seen = self._seen
-        if ids.shape == (seen.shape[0], seen.shape[1] + 1) and np.array_equal(ids[:, :-1], seen):
-            self._extend(ids[:, -1].tolist())
+        if ids.shape != (seen.shape[0], seen.shape[1] + 1):
+            self._rows = self._scan(ids)
         else:
-            self._states = self._reordered(ids)
-            self._number_all()
+            if not np.array_equal(ids[:, :-1], seen):
+                self._reorder(ids)
+            self._rows.advance(ids[:, -1])
         self._seen = ids.copy()
 
-    def _extend(self, tokens: list[int]) -> None:
-        """One token on in every row that is not finished."""
-        grammar, states, numbers = self.grammar, self._states, self._numbers
-        still_open = []
-        for row in self._open:
-            number = numbers[row] if grammar.epoch == self._epoch else grammar.mask_id(states[row])
-            try:
-                state = grammar.follow(states[row], number, tokens[row])
-            except DecodeError:
-                state = _DONE  # see _next
-            states[row] = state
-            numbers[row] = grammar.mask_id(state)
-            if not isinstance(state, Done):
-                still_open.append(row)
-        self._open = still_open
+    def _share(self, rows: int) -> int:
+        if rows % len(self.prompts):
+            raise PromptError(f"{rows} rows cannot be shared out among {len(self.prompts)} prompts")
+        return rows // len(self.prompts)
 
-    def _number_all(self) -> None:
-        numbers = list[int]()
-        while self._epoch != self.grammar.epoch or not numbers:
-            self._epoch = self.grammar.epoch
-            numbers = [self.grammar.mask_id(state) for state in self._states]
-        self._numbers = numbers
-        self._open = [row for row, state in enumerate(self._states) if not isinstance(state, Done)]
+    def _reorder(self, ids: NDArray[np.int64]) -> None:
+        """Beam search puts rows where others of the same prompt were, without saying so."""
+        share = self._share(len(ids))
+        known = {(row // share, before.tobytes()): row for row, before in enumerate(self._seen)}
+        sources = [known.get((row // share, tokens.tobytes()), -1) for row, tokens in enumerate(ids[:, :-1])]
+        self._rows = self._scan(ids[:, :-1]) if min(sources) < 0 else self._rows.take(np.array(sources))
 
-    def _next(self, state: State, token: int) -> State:
-        if isinstance(state, Done):
-            return state
-        try:
-            return self.grammar.advance(state, token)
-        except DecodeError:
-            # Only a row whose score is -inf already gets here: beam search keeps such rows while there are fewer legal
-            # continuations than beams.
-            return _DONE
-
-    def _reordered(self, ids: NDArray[np.int64]) -> list[State]:
-        """States of rows that were reordered (beam search) or are new."""
-        if len(ids) % len(self.prompts):
-            raise PromptError(f"{len(ids)} rows cannot be shared out among {len(self.prompts)} prompts")
-        share = len(ids) // len(self.prompts)
-        known: dict[tuple[int, bytes], State] = {}
-        if len(self._seen) == len(ids):
-            known = {(row // share, before.tobytes()): self._states[row] for row, before in enumerate(self._seen)}
-        states = []
-        for row, tokens in enumerate(ids):
-            state = known.get((row // share, tokens[:-1].tobytes()))
-            if state is not None:
-                states.append(self._next(state, int(tokens[-1])))
-            else:
-                states.append(self._rescan(self._initial[row // share], tokens.tolist()))
-        return states
-
-    def _rescan(self, state: State, tokens: list[int]) -> State:
-        if _BOS not in tokens:
-            raise PromptError(f"every row must hold the begin token {BOS!r} (id {_BOS}), one is {tokens[:8]}")
-        for token in tokens[tokens.index(_BOS) + 1 :]:
-            state = self._next(state, token)
-        return state
+    def _scan(self, ids: NDArray[np.int64]) -> Rows:
+        """Rows that are read from their begin token on."""
+        share = self._share(len(ids))
+        begins = ids == _BOS
+        if not begins.any(axis=1).all():
+            row = ids[int(np.argmin(begins.any(axis=1)))].tolist()
+            raise PromptError(f"every row must hold the begin token {BOS!r} (id {_BOS}), one is {row[:8]}")
+        starts = begins.argmax(axis=1) + 1
+        rows = Rows([self._initial[row // share] for row in range(len(ids))])
+        for column in range(int(starts.min()), ids.shape[1]):
+            inside = np.flatnonzero(starts <= column)
+            part = rows.take(inside)
+            part.advance(ids[inside, column])
+            rows.put(inside, part)
+        return rows
 
 
 class LogProb(NamedTuple):
@@ -227,12 +192,11 @@ def sequence_log_probs(
     for start in range(0, len(by_length), batch_size):
         batch = by_length[start : start + batch_size]
         logits = _logits(model, [cut[index] for index in batch])
-        table = MaskTable(grammar, logits.shape[-1], logits.device, logits.dtype)
         for row, index in enumerate(batch):
-            first = prompt_lengths[index]
-            states = _states_along(grammar, prompts[index], cut[index])
-            before = None if states is None else states[first - 1 :]
-            results[index] = _log_prob(logits[row, first - 1 : len(cut[index]) - 1], cut[index][first:], table, before)
+            first, tokens = prompt_lengths[index], cut[index]
+            steps = logits[row, first - 1 : len(tokens) - 1]
+            biases = _biases_along(grammar.initial(prompts[index]), tokens, first, steps)
+            results[index] = _log_prob(steps, tokens[first:], biases)
     return [result for result in results if result is not None]
 
 
@@ -240,15 +204,19 @@ def _until_end(sequence: list[int]) -> list[int]:
     return sequence[: sequence.index(_EOS) + 1] if _EOS in sequence else sequence
 
 
-def _states_along(grammar: Grammar, prompt: Prompt, sequence: list[int]) -> list[State] | None:
-    """State before each token of a sequence but the first one, ``<s>``; None if a token cannot follow."""
-    states = [grammar.initial(prompt)]
-    try:
-        for token in sequence[1:]:
-            states.append(grammar.advance(states[-1], token))
-    except DecodeError:
-        return None
-    return states[:-1]
+def _biases_along(state: State, sequence: list[int], first: int, logits: torch.Tensor) -> torch.Tensor | None:
+    """Biases for each token from number ``first`` on, shape (tokens, width); None if a token cannot follow."""
+    rows = Rows([state])
+    table = rows.table
+    numbers: list[int] = []
+    for token in sequence[1:]:
+        numbers += rows.masks().tolist()
+        if token not in rows.table.masks[numbers[-1]]:
+            return None
+        rows.advance(np.array([token]))
+    if rows.table is not table:  # it was full, and another one numbers the sets anew
+        return _biases_along(state, sequence, first, logits)
+    return MaskTable.of(rows.table, logits).biases(np.array(numbers[first - 1 :]))
 
 
 @torch.no_grad()
@@ -264,10 +232,9 @@ def _logits(model: PreTrainedModel, batch: Sequence[Sequence[int]]) -> torch.Ten
     return output.logits.float()  # type: ignore[no-any-return]
 
 
-def _log_prob(logits: torch.Tensor, tokens: list[int], table: MaskTable, states: list[State] | None) -> LogProb:
+def _log_prob(logits: torch.Tensor, tokens: list[int], biases: torch.Tensor | None) -> LogProb:
     chosen = torch.tensor(tokens, device=logits.device)[:, None]
     raw = float(logits.log_softmax(-1).gather(1, chosen).sum())
-    if states is None:
+    if biases is None:
         return LogProb(-math.inf, raw)
-    allowed = logits + table.biases_of(states)
-    return LogProb(float(allowed.log_softmax(-1).gather(1, chosen).sum()), raw)
+    return LogProb(float((logits + biases).log_softmax(-1).gather(1, chosen).sum()), raw)

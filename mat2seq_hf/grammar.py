@@ -6,6 +6,7 @@ One table for all: the sampler masks with it, the scorer renormalises with it, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +20,12 @@ from .vocabulary import MAX_ATOMS, TOKEN_IDS, TOKENS
 
 __all__ = ["Done", "Grammar", "Prompt", "State"]
 
-_MOST_MASKS = 10_000  # a row of biases takes 6 kB: 60 MB
+
+@lru_cache(maxsize=1 << 14)
+def _sorted_set(key: Key) -> NDArray[np.int64]:
+    tokens = np.array(sorted(token_set(key)), dtype=np.int64)
+    tokens.setflags(write=False)  # the caller gets this very array
+    return tokens
 
 
 class HasVocabulary(Protocol):
@@ -31,10 +37,6 @@ class HasVocabulary(Protocol):
 
 class Grammar:
     """The grammar of canonical texts, without begin token, with end token.
-
-    Token sets are numbered as they are met: ``masks[mask_id(state)]`` is ``allowed(state)``, so that a sampler can
-    keep one row of biases for each number. The number of a set with a single token is that token. Above
-    ``_MOST_MASKS`` sets all others are dropped and numbered anew; ``epoch`` counts how often that happened.
 
     Args:
         max_atoms: largest primitive cell where a prompt sets no limit.
@@ -48,9 +50,6 @@ class Grammar:
 
     def __init__(self, max_atoms: int = MAX_ATOMS) -> None:
         self.max_atoms = max_atoms
-        self.masks: list[NDArray[np.int64]] = [np.array([token]) for token in range(len(TOKENS))]
-        self.epoch = 0
-        self._numbers: dict[Key, int] = {}
 
     def initial(self, prompt: Prompt | None = None) -> State:
         """State after the begin token.
@@ -61,27 +60,9 @@ class Grammar:
         """
         return initial_state(make_plan(prompt or Prompt(), self.max_atoms))
 
-    def mask_id(self, state: State) -> int:
-        """Number of the set of tokens that can follow, an index into ``masks``."""
-        key = next_key(state)
-        if isinstance(key, int):
-            return key
-        number = self._numbers.get(key)
-        if number is None:
-            if len(self.masks) >= _MOST_MASKS:
-                del self.masks[len(TOKENS) :]
-                self._numbers.clear()
-                self.epoch += 1
-            tokens = np.array(sorted(token_set(key)), dtype=np.int64)
-            number = int(tokens[0]) if len(tokens) == 1 else len(self.masks)
-            if number == len(self.masks):
-                self.masks.append(tokens)
-            self._numbers[key] = number
-        return number
-
     def allowed(self, state: State) -> NDArray[np.int64]:
         """Token ids that can follow, ascending; empty only when the text is complete."""
-        return self.masks[self.mask_id(state)]
+        return _sorted_set(next_key(state))
 
     def advance(self, state: State, token: int) -> State:
         """State after one more token.
@@ -89,14 +70,11 @@ class Grammar:
         Raises:
             DecodeError: the token cannot follow.
         """
-        return self.follow(state, self.mask_id(state), token)
-
-    def follow(self, state: State, number: int, token: int) -> State:
-        """As :meth:`advance`, for a caller that knows ``mask_id(state)``."""
-        if number != token or number >= len(TOKENS):
-            mask = self.masks[number]
-            at = int(mask.searchsorted(token))
-            if at == len(mask) or mask[at] != token:
+        key = next_key(state)
+        if key != token:
+            tokens = _sorted_set(key)
+            at = int(tokens.searchsorted(token))
+            if at == len(tokens) or tokens[at] != token:
                 self._refuse(state, token)
         return next_state(state, token)
 
@@ -113,9 +91,9 @@ class Grammar:
     def forced_run(self, state: State) -> tuple[list[int], State]:
         """All tokens that are the only choice from here on, and the state after them."""
         tokens: list[int] = []
-        while not isinstance(state, Done) and (number := self.mask_id(state)) < len(TOKENS):
-            tokens.append(number)
-            state = self.advance(state, number)
+        while len(allowed := self.allowed(state)) == 1:
+            tokens.append(int(allowed[0]))
+            state = next_state(state, tokens[-1])
         return tokens, state
 
     def forced_prefix(self, prompt: Prompt | None = None) -> list[int]:

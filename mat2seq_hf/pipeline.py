@@ -22,12 +22,18 @@ from .constraints import GrammarLogitsProcessor, sequence_log_probs
 from .errors import PromptError, SchemeMismatchError
 from .grammar import Grammar
 from .prompts import Prompt
-from .samples import Sample, describe_sample
-from .vocabulary import BOS, NUMERIC_FIELDS, TOKEN_IDS
+from .samples import Sample, best_of, describe_sample, mark_duplicates
+from .sampling import Drawn, SamplingSettings, draw_samples, row_keys
+from .vocabulary import BOS, EOS, NUMERIC_FIELDS, TOKEN_IDS
 
 __all__ = ["CrystalGenerationPipeline"]
 
 _MAX_SEED = 2**43  # times the prime below, it still fits the 64 bits of torch
+_MOST_ROWS = 256  # drawn together
+_IRRELEVANT = {  # to how plain sampling goes
+    *("num_return_sequences", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "transformers_version"),
+    *("_from_model_config", "return_dict_in_generate", "output_scores", "attention_mask"),
+}
 _PROMPT_FIELDS = {field.name for field in fields(Prompt)} - {"open_prefix"}
 
 
@@ -93,7 +99,9 @@ class CrystalGenerationPipeline(Pipeline):
             inputs: a formula such as ``"BaTiO3"`` (taken as a reduced one), a :class:`Prompt`, a dict of its fields,
                 or None to generate freely; or a list, dataset or iterator of these.
             num_return_sequences: samples for each prompt.
-            seed: makes the samples repeat, whatever was generated before.
+            num_candidates: draw so many and return the ``num_return_sequences`` likeliest of them (``log_prob``),
+                the likeliest first.
+            seed: makes the samples repeat, whatever was generated before and whatever else is asked for.
             batch_size: prompts sampled together.
             formula_units, elements, n_atoms, max_atoms, space_group, crystal_system, properties, condition: fields of
                 :class:`Prompt` for all prompts; a property such as ``band_gap=1.1`` can be named directly. Without
@@ -201,42 +209,109 @@ class CrystalGenerationPipeline(Pipeline):
         return int(self.model.config.max_position_embeddings)
 
     def _forward(  # type: ignore[override]
-        self, input_tensors: dict[str, Any], num_return_sequences: int = 1, seed: int | None = None, **generate: Any
+        self,
+        input_tensors: dict[str, Any],
+        num_return_sequences: int = 1,
+        num_candidates: int | None = None,
+        seed: int | None = None,
+        **generate: Any,
     ) -> dict[str, Any]:
-        """Sample; ids of all samples have shape (prompts, num_return_sequences, length), padded on both sides."""
-        ids, mask = input_tensors["input_ids"], input_tensors["attention_mask"]
+        """Sample; the answer to each prompt is a list of :class:`Drawn`, the likeliest first if there are candidates.
+
+        Plain sampling goes through :func:`draw_samples`, everything else (beams, penalties, processors of the caller's
+        own) through ``model.generate`` with the grammar as one more logits processor.
+        """
         asked, index = input_tensors["prompt"], input_tensors["index"]
-        prompts, first = (asked, index[0]) if isinstance(asked, list) else ([asked], index)
-        every = [prompt for prompt in prompts for _ in range(num_return_sequences)]
-        start = ids.shape[1]
+        prompts, numbers = (asked, index) if isinstance(asked, list) else ([asked], [index])
+        wanted = max(num_return_sequences, num_candidates or 0)
+        arguments = self._prepare_generate_kwargs(generate, num_return_sequences=wanted)
+        settings = _plain_settings(self._get_set_generation_params(arguments))
+        if settings is None:
+            groups = self._generate(input_tensors, prompts, numbers[0], wanted, seed, arguments)
+        else:
+            groups = self._draw(prompts, numbers, wanted, seed, settings)
+        if num_candidates is not None:
+            groups = [best_of(group, num_return_sequences) for group in groups]
+        return {"drawn": groups, "prompt": prompts}
+
+    def _draw(
+        self, prompts: list[Prompt], numbers: list[int], wanted: int, seed: int | None, settings: SamplingSettings
+    ) -> list[list[Drawn]]:
+        if seed is None:
+            seed = int(torch.randint(2**62, ()))  # the caller's torch.manual_seed decides
+        pairs = [
+            (prompt, number, sample)
+            for prompt, number in zip(prompts, numbers, strict=True)
+            for sample in range(wanted)
+        ]
+        drawn: list[Drawn] = []
+        for start in range(0, len(pairs), _MOST_ROWS):
+            chosen, of_prompt, of_sample = zip(*pairs[start : start + _MOST_ROWS], strict=True)
+            keys = row_keys(seed, of_prompt, of_sample)
+            drawn += draw_samples(self.model, chosen, keys, settings, grammar=self.grammar)
+        return [drawn[start : start + wanted] for start in range(0, len(drawn), wanted)]
+
+    def _generate(
+        self,
+        tensors: dict[str, Any],
+        prompts: list[Prompt],
+        first: int,
+        wanted: int,
+        seed: int | None,
+        arguments: dict[str, Any],
+    ) -> list[list[Drawn]]:
+        ids, mask = tensors["input_ids"], tensors["attention_mask"]
         processor = GrammarLogitsProcessor(prompts, self.grammar)
-        arguments = self._prepare_generate_kwargs(generate, num_return_sequences=num_return_sequences)
-        arguments["logits_processor"] = LogitsProcessorList([processor, *generate.get("logits_processor", ())])
-        if self._get_set_generation_params(generate).keys().isdisjoint({"max_length", "max_new_tokens"}):
-            arguments["max_new_tokens"] = self._context() - start
+        own = arguments.pop("logits_processor", None) or ()
+        arguments["logits_processor"] = LogitsProcessorList([processor, *own])
+        if self._get_set_generation_params(arguments).keys().isdisjoint({"max_length", "max_new_tokens"}):
+            arguments["max_new_tokens"] = self._context() - ids.shape[1]
         with _random_numbers(seed, first, self.device), _no_false_alarm():
             sequences = self.model.generate(input_ids=ids, attention_mask=mask, **arguments)
-        rows = [row[row.index(TOKEN_IDS[BOS]) :] for row in sequences.tolist()]
-        given = mask.sum(1).repeat_interleave(num_return_sequences).tolist()
+        rows = [_trimmed(row) for row in sequences.tolist()]
+        every = [prompt for prompt in prompts for _ in range(wanted)]
+        given = mask.sum(1).repeat_interleave(wanted).tolist()
         scores = sequence_log_probs(self.model, rows, every, given, grammar=self.grammar)
-        shape = (len(prompts), num_return_sequences)
-        return {
-            "sequences": sequences.reshape(*shape, -1),
-            "log_prob": torch.tensor([score.log_prob for score in scores]).reshape(shape),
-            "log_prob_raw": torch.tensor([score.log_prob_raw for score in scores]).reshape(shape),
-            "prompt": prompts,
-        }
+        drawn = [
+            Drawn(row, count, row[-1] == TOKEN_IDS[EOS], score.log_prob, score.log_prob_raw)
+            for row, count, score in zip(rows, given, scores, strict=True)
+        ]
+        return [drawn[start : start + wanted] for start in range(0, len(drawn), wanted)]
 
     def postprocess(self, model_outputs: dict[str, Any]) -> list[Sample]:  # type: ignore[override]
         """Samples of one prompt as dicts."""
-        prompt = model_outputs["prompt"]
+        prompt, drawn = model_outputs["prompt"], model_outputs["drawn"]
         if isinstance(prompt, list):
-            (prompt,) = prompt
-        values = (model_outputs[name][0].tolist() for name in ("sequences", "log_prob", "log_prob_raw"))
-        return [
-            describe_sample(ids, prompt, log_prob=log_prob, log_prob_raw=log_prob_raw, symprec=self.symprec)
-            for ids, log_prob, log_prob_raw in zip(*values, strict=True)
-        ]
+            (prompt,), (drawn,) = prompt, drawn
+        return mark_duplicates(
+            [
+                describe_sample(
+                    sample.ids,
+                    prompt,
+                    log_prob=sample.log_prob,
+                    log_prob_raw=sample.log_prob_raw,
+                    symprec=self.symprec,
+                )
+                for sample in drawn
+            ]
+        )
+
+
+def _trimmed(row: list[int]) -> list[int]:
+    """From the begin token to the end token, or to the last token before the padding."""
+    row = row[row.index(TOKEN_IDS[BOS]) :]
+    if TOKEN_IDS[EOS] in row:
+        return row[: row.index(TOKEN_IDS[EOS]) + 1]
+    return row
+
+
+def _plain_settings(parameters: Mapping[str, Any]) -> SamplingSettings | None:
+    """Settings for plain sampling, or None where ``model.generate`` is needed."""
+    others = {name for name, value in parameters.items() if value is not None} - _IRRELEVANT
+    if not parameters.get("do_sample") or others - {"temperature", "top_k", "top_p", "max_new_tokens", "do_sample"}:
+        return None
+    given = {name: parameters[name] for name in others - {"do_sample"}}
+    return SamplingSettings(**given)
 
 
 def _check_sampling(settings: Mapping[str, Any]) -> None:
@@ -244,6 +319,7 @@ def _check_sampling(settings: Mapping[str, Any]) -> None:
     for name, low, high in (
         ("seed", -_MAX_SEED, _MAX_SEED),
         ("num_return_sequences", 1, sys.maxsize),
+        ("num_candidates", settings.get("num_return_sequences", 1), sys.maxsize),
         ("top_k", 0, sys.maxsize),
     ):
         value = settings.get(name)

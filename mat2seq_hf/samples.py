@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
@@ -15,16 +17,19 @@ from .elements import ORDER
 from .errors import DecodeError, Mat2SeqError
 from .prompts import Plan, Prompt, make_plan
 from .reduction import minkowski_basis
+from .sampling import Drawn
 from .tokenizer import text_of_tokens
 from .vocabulary import EOS, TOKEN_IDS
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-__all__ = ["MIN_DISTANCE", "Sample", "describe_sample"]
+__all__ = ["MIN_DISTANCE", "Sample", "best_of", "describe_sample", "is_charge_neutral", "mark_duplicates"]
 
 #: A valid crystal has no two atoms nearer to each other than this, in angstrom.
 MIN_DISTANCE = 0.5
+
+_MOST_COMBINATIONS = 100_000  # of oxidation states: about a second
 
 
 class Sample(TypedDict):
@@ -44,6 +49,12 @@ class Sample(TypedDict):
         finished: whether the sequence was ended.
         valid: finished, a crystal, the asked one, and all interatomic distances above 0.5 angstrom.
         reason: why it is not valid, else None.
+        min_distance: shortest interatomic distance in angstrom, images of an atom included.
+        volume_per_atom: in cubic angstrom.
+        charge_neutral: whether smact finds oxidation states that add up to zero and fit the electronegativities; None
+            if smact is not installed or knows nothing of an element.
+        duplicate_of: number of an earlier sample of the same answer that is the same crystal (equal canonical_text),
+            None if there is none. Nothing is left out for it.
     """
 
     structure: Structure | None
@@ -57,6 +68,10 @@ class Sample(TypedDict):
     finished: bool
     valid: bool
     reason: str | None
+    min_distance: float | None
+    volume_per_atom: float | None
+    charge_neutral: bool | None
+    duplicate_of: int | None
 
 
 def describe_sample(
@@ -82,6 +97,10 @@ def describe_sample(
         finished=TOKEN_IDS[EOS] in ids,
         valid=False,
         reason=None,
+        min_distance=None,
+        volume_per_atom=None,
+        charge_neutral=None,
+        duplicate_of=None,
     )
     try:
         sample["text"] = text_of_tokens(ids)
@@ -94,7 +113,11 @@ def describe_sample(
     sample["formula"], sample["space_group"] = crystal.formula, crystal.space_group
     with suppress(Mat2SeqError):
         sample["canonical_text"] = crystal.canonical(symprec).text
-    complaint = _mismatch(make_plan(prompt), crystal) or _too_close(structure)
+    sample["charge_neutral"] = is_charge_neutral(tuple(crystal.composition.items()))
+    sample["volume_per_atom"] = structure.volume / len(structure)
+    distance, *pair = _closest(structure)
+    sample["min_distance"] = distance
+    complaint = _mismatch(make_plan(prompt), crystal) or _too_close(structure, distance, pair)
     if not sample["finished"]:
         complaint = f"cut off at {len(ids)} tokens, before the end token"
     sample["valid"], sample["reason"] = complaint is None, complaint
@@ -118,11 +141,62 @@ def _mismatch(plan: Plan, crystal: CanonicalCrystal) -> str | None:
     return None
 
 
-def _too_close(structure: Structure) -> str | None:
+def _closest(structure: Structure) -> tuple[float, int, int]:
+    """Shortest interatomic distance in angstrom, and the two sites."""
     basis = minkowski_basis(structure.lattice.matrix)
     positions = structure.frac_coords @ np.linalg.inv(basis)
-    distance, *pair = minimal_distance(basis @ structure.lattice.matrix, positions)
+    distance, first, second = minimal_distance(basis @ structure.lattice.matrix, positions)
+    return float(distance), int(first), int(second)
+
+
+def _too_close(structure: Structure, distance: float, pair: Sequence[int]) -> str | None:
     if distance > MIN_DISTANCE:
         return None
     names = [f"site {site} ({structure[site].specie})" for site in pair]
     return f"{names[0]} and {names[1]} are {distance:.3f} angstrom apart, more than {MIN_DISTANCE} is needed"
+
+
+@lru_cache(maxsize=1 << 14)
+def is_charge_neutral(composition: tuple[tuple[str, int], ...]) -> bool | None:
+    """Whether smact finds a composition plausible: a pure element, an alloy, or neutral with the anions the more
+    electronegative, by the oxidation states of smact's list of 2014 (the rule of CDVAE).
+
+    Args:
+        composition: symbols and counts.
+
+    Returns:
+        None if smact is not installed (``pip install mat2seq-hf[evaluate]``), has no data on an element, or would have
+        to try more than 100,000 combinations of oxidation states.
+
+    Example:
+        >>> is_charge_neutral((("Na", 1), ("Cl", 1)))
+        True
+    """
+    try:
+        from smact import Element
+        from smact.screening import smact_validity
+    except ImportError:
+        return None
+    try:
+        states = [Element(symbol).oxidation_states_smact14 for symbol, _ in composition]
+        if math.prod(max(len(charges or ()), 1) for charges in states) > _MOST_COMBINATIONS:
+            return None
+        words = "".join(f"{element}{count}" for element, count in composition)
+        return bool(smact_validity(words, oxidation_states_set="smact14"))
+    except (KeyError, NameError, TypeError):
+        return None
+
+
+def mark_duplicates(samples: list[Sample]) -> list[Sample]:
+    """The samples, with ``duplicate_of`` filled in."""
+    first: dict[str, int] = {}
+    for number, sample in enumerate(samples):
+        text = sample["canonical_text"]
+        if text is not None and first.setdefault(text, number) != number:
+            sample["duplicate_of"] = first[text]
+    return samples
+
+
+def best_of(drawn: Sequence[Drawn], count: int) -> list[Drawn]:
+    """The likeliest samples, the likeliest first; what is not finished comes last."""
+    return sorted(drawn, key=lambda sample: (not sample.finished, -sample.log_prob))[:count]

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-from .choices import Key, angle_key, coordinate_key, length_key
+from .choices import LENGTHS, Key, angle_key, coordinate_key, lattice_parameter, length_key
 from .coordinates import Need, Point, Values, free_position, has_room, next_values, orbit_points
 from .elements import ELEMENTS
 from .feasibility import next_letters, trailing_sites
@@ -57,8 +57,7 @@ _FIELD_IDS = tuple(TOKEN_IDS[f"{name}="] for name in FIELDS)
 _END_OF_FIELDS, _UNKNOWN = TOKEN_IDS[END_OF_FIELDS], TOKEN_IDS[UNKNOWN_VALUE]
 _PIECE_IDS = tuple(TOKEN_IDS[f"##{number:02d}"] for number in range(100))
 _SIGNED_IDS = tuple(TOKEN_IDS[f"{sign}{number}."] for sign in "+-" for number in range(100))
-_LENGTHS, _ANGLES = (10_000, 4_999_999), (100, 17_999)  # 1e-4 angstrom, 1e-2 degree
-_ROOM = 100  # how far, in 1e-2 degree, three angles must stay from those of a flat cell
+_ANY_LENGTH = (2, 0)  # pieces of a length that no limit is near to
 
 
 class Crystal(NamedTuple):
@@ -214,47 +213,24 @@ def _after_field(state: Fields, token: int) -> State:
     return Fields(state.plan, state.field, (*state.written, token))
 
 
-def _parameter(system: str, values: tuple[int, ...]) -> int | tuple[int, int]:
-    """The next of a, b, c, alpha, beta, gamma: its only value, or its range."""
-    index = len(values)
-    if index < 3:
-        if index and (system == "cubic" or (index == 1 and system in ("tetragonal", "trigonal", "hexagonal"))):
-            return values[0]
-        return (values[-1] if index and system == "triclinic" else _LENGTHS[0], _LENGTHS[1])
-    if system == "triclinic":
-        return _triclinic_angle(values[3:])
-    if system == "monoclinic" and index == 4:
-        return (9000, _ANGLES[1])
-    return 12000 if index == 5 and system in ("trigonal", "hexagonal") else 9000
-
-
-def _triclinic_angle(values: tuple[int, ...]) -> tuple[int, int]:
-    """Range in which the cell has a volume: ``|alpha - beta| < gamma < min(alpha + beta, 360 - alpha - beta)``.
-
-    Strictly speaking the grammar keeps ``_ROOM`` from these limits. For beta it is the range that leaves some gamma.
-    """
-    low, high = _ANGLES[0], 18000 - _ROOM
-    if not values:
-        return low, high
-    alpha = values[0]
-    if len(values) == 1:
-        return low, min(high, 36000 - _ROOM - low - alpha)
-    beta = values[1]
-    return max(low, abs(alpha - beta) + _ROOM), min(high, alpha + beta - _ROOM, 36000 - alpha - beta - _ROOM)
-
-
 def _next_parameter(crystal: Crystal, values: tuple[int, ...]) -> State:
     """State in which the next free lattice parameter, or the first site, is to come."""
     system = crystal_system(crystal.number)
     tokens: list[int] = []
     while len(values) < 6:
-        parameter = _parameter(system, values)
+        parameter = lattice_parameter(system, values)
         if isinstance(parameter, tuple):
-            return _forced(tokens, Lattice(crystal, values, *parameter, ()))
+            return _forced(tokens, Lattice(crystal, _remembered(system, values), *parameter, ()))
         tokens += tokenize(length_word(parameter) if len(values) < 3 else angle_word(parameter))
         values = (*values, parameter)
     first = Place(crystal, 0, crystal.counts[0], -1, 0, ())
     return _forced([*tokens, _ELEMENT_IDS[crystal.ranks[0]]], first)
+
+
+def _remembered(system: str, values: tuple[int, ...]) -> tuple[int, ...]:
+    """Parameters, with 0 for those on which nothing depends any more: other cells then go on in the same state."""
+    kept = () if system != "triclinic" else values[3:] if len(values) >= 3 else values[-1:]
+    return (0,) * (len(values) - len(kept)) + kept
 
 
 def _lattice_key(state: Lattice) -> Key:
@@ -264,6 +240,12 @@ def _lattice_key(state: Lattice) -> Key:
     return length_key(state.low, state.high, whole, state.pieces[1] if len(state.pieces) > 1 else None)
 
 
+def _ties(state: Lattice) -> bool:
+    """Whether a later parameter depends on this length."""
+    system = crystal_system(state.crystal.number)
+    return system == "triclinic" or (not state.values and system not in ("monoclinic", "orthorhombic"))
+
+
 def _after_lattice(state: Lattice, token: int) -> State:
     word = TOKENS[token]
     is_angle = len(state.values) >= 3
@@ -271,6 +253,8 @@ def _after_lattice(state: Lattice, token: int) -> State:
         return _next_parameter(state.crystal, (*state.values, int(word) * 100))
     pieces = (*state.pieces, int(word.strip("#.")))
     if len(pieces) < (2 if is_angle else 3):
+        if not is_angle and (state.low, state.high) == LENGTHS and not _ties(state):
+            pieces = _ANY_LENGTH[: len(pieces)]
         return state._replace(pieces=pieces)
     value = 0
     for piece in pieces:

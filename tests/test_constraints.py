@@ -92,16 +92,16 @@ class Checked(GrammarLogitsProcessor):
         self.steps += 1
         return masked
 
-    def _reordered(self, ids: Any) -> Any:
+    def _reorder(self, ids: Any) -> None:
         self.reordered += 1
-        return super()._reordered(ids)
+        super()._reorder(ids)
 
 
 def test_under_beam_search_the_states_are_those_of_a_full_rescan(model: Any) -> None:
     processor = Checked(PROMPTS[:2])
     generate(model, processor, do_sample=False, num_beams=3)
     assert processor.steps > 20
-    assert processor.reordered > 1, "beam search did not reorder a row, so the test shows nothing"
+    assert processor.reordered > 0, "beam search did not reorder a row, so the test shows nothing"
 
 
 def test_a_finished_row_gets_nothing_but_padding() -> None:

@@ -25,6 +25,7 @@ from mat2seq_hf.vocabulary import TOKEN_IDS, tokenize
 KEYS = {
     *("structure", "cif", "text", "canonical_text", "formula", "space_group"),
     *("log_prob", "log_prob_raw", "finished", "valid", "reason"),
+    *("min_distance", "volume_per_atom", "charge_neutral", "duplicate_of"),
 }
 SMALL = {"max_atoms": 10}  # a model that has learnt nothing likes cells of hundreds of atoms
 EOS = TOKEN_IDS["</s>"]

@@ -1,0 +1,110 @@
+"""The sampling loop: rows that end leave, forced tokens are skipped, and neither changes what is drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from mat2seq_hf import sampling
+from mat2seq_hf.canonical import CanonicalCrystal
+from mat2seq_hf.constraints import sequence_log_probs
+from mat2seq_hf.errors import PromptError
+from mat2seq_hf.grammar import Grammar, Prompt
+from mat2seq_hf.presets import gpt2_config
+from mat2seq_hf.sampling import SamplingSettings, draw_samples, row_keys
+from mat2seq_hf.tokenizer import text_of_tokens
+from mat2seq_hf.vocabulary import TOKENS
+
+PROMPTS = [
+    *(Prompt("BaTiO3", max_atoms=10), Prompt("NaCl", space_group=225), Prompt("Li2O", max_atoms=12)),
+    *(Prompt("C", n_atoms=4), Prompt(max_atoms=6), Prompt("Fe3O4", crystal_system="cubic", max_atoms=28)),
+]
+KEYS = row_keys(3, range(6), [0] * 6)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(gpt2_config("tiny", n_embd=32, n_layer=2, n_head=2)).eval()
+
+
+def texts(model: Any, prompts: list[Prompt], keys: Any, settings: SamplingSettings | None = None) -> list[str]:
+    return [text_of_tokens(sample.ids) for sample in draw_samples(model, prompts, keys, settings)]
+
+
+def test_a_sample_does_not_depend_on_what_else_is_in_the_batch(model: Any) -> None:
+    together = texts(model, PROMPTS, KEYS)
+    alone = [texts(model, [prompt], KEYS[i : i + 1])[0] for i, prompt in enumerate(PROMPTS)]
+    assert together == alone
+    assert texts(model, PROMPTS[::-1], KEYS[::-1]) == together[::-1]
+    assert texts(model, PROMPTS, row_keys(4, range(6), [0] * 6)) != together
+
+
+@pytest.mark.parametrize("width", [1, 2, 64])
+def test_skipping_forced_tokens_changes_nothing(model: Any, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = draw_samples(model, PROMPTS, KEYS)
+    monkeypatch.setattr(sampling, "_WIDTH", width)
+    found = draw_samples(model, PROMPTS, KEYS)
+    assert [sample.ids for sample in found] == [sample.ids for sample in expected]
+    for first, second in zip(found, expected, strict=True):
+        assert first.log_prob == pytest.approx(second.log_prob, abs=1e-3)
+        assert first.log_prob_raw == pytest.approx(second.log_prob_raw, abs=1e-3)
+
+
+def test_log_probabilities_are_those_of_a_pass_over_the_whole_sequence(model: Any) -> None:
+    drawn = draw_samples(model, PROMPTS, KEYS)
+    expected = sequence_log_probs(model, [s.ids for s in drawn], PROMPTS, [s.given for s in drawn])
+    for sample, scores in zip(drawn, expected, strict=True):
+        assert sample.finished
+        assert sample.log_prob == pytest.approx(scores.log_prob, abs=1e-3)
+        assert sample.log_prob_raw == pytest.approx(scores.log_prob_raw, abs=1e-3)
+
+
+def test_tokens_are_drawn_with_the_probabilities_of_the_model_under_the_grammar(model: Any) -> None:
+    prompt = Prompt("NaCl", formula_units=1, crystal_system="cubic")
+    grammar = Grammar()
+    start = [1, *grammar.forced_prefix(prompt)]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([start])).logits[0, -1]
+    allowed = grammar.allowed(grammar.read(start[1:], grammar.initial(prompt)))
+    for settings in (SamplingSettings(temperature=0.3), SamplingSettings(top_k=4), SamplingSettings(top_p=0.5)):
+        legal = torch.full_like(logits, -torch.inf)
+        legal[allowed.tolist()] = logits[allowed.tolist()]
+        shares = (legal / settings.temperature).softmax(-1)
+        order = shares.argsort(descending=True)
+        if settings.top_k:
+            shares[order[settings.top_k :]] = 0
+        shares[order[1:][shares[order].cumsum(0)[:-1] >= settings.top_p]] = 0
+        shares = shares / shares.sum()
+        drawn = draw_samples(model, [prompt] * 1500, row_keys(0, [0] * 1500, range(1500)), settings)
+        counts = np.bincount([sample.ids[len(start)] for sample in drawn], minlength=len(TOKENS))
+        error = np.sqrt(shares.numpy() * 1500) + 1e-9
+        assert np.all(counts[shares.numpy() == 0] == 0)
+        assert np.all(np.abs(counts - shares.numpy() * 1500) < 5 * error)
+
+
+def test_a_sample_that_finds_no_room_is_cut_off_and_says_so(model: Any) -> None:
+    (sample,) = draw_samples(model, PROMPTS[:1], KEYS[:1], SamplingSettings(max_new_tokens=7))
+    assert not sample.finished
+    assert len(sample.ids) == sample.given + 7
+    small = GPT2LMHeadModel(gpt2_config("tiny", n_embd=16, n_layer=1, n_head=2, n_positions=8)).eval()
+    with pytest.raises(PromptError, match="ask for less"):
+        draw_samples(small, [Prompt("LiFePO4", formula_units=4)], KEYS[:1])
+
+
+def test_other_architectures_are_sampled_alike(model: Any) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(TOKENS) + 3, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+    )
+    llama = LlamaForCausalLM(config).eval()
+    drawn = draw_samples(llama, PROMPTS, KEYS, SamplingSettings(max_new_tokens=400))
+    assert all(sample.finished for sample in drawn)
+    for sample in drawn:
+        CanonicalCrystal.from_text(text_of_tokens(sample.ids))
+    scores = sequence_log_probs(llama, [s.ids for s in drawn], PROMPTS, [s.given for s in drawn])
+    assert [s.log_prob for s in drawn] == pytest.approx([s.log_prob for s in scores], abs=1e-3)
