@@ -9,13 +9,21 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .commands import decode, doctor, encode, generate, prepare
+from .commands import compare, decode, doctor, encode, evaluate, generate, prepare
 from .commands.files import reason
 from .errors import Mat2SeqError
 
 __all__ = ["build_parser", "main"]
 
-_COMMANDS = {"generate": generate, "encode": encode, "decode": decode, "prepare": prepare, "doctor": doctor}
+_COMMANDS = {
+    "generate": generate,
+    "encode": encode,
+    "decode": decode,
+    "prepare": prepare,
+    "evaluate": evaluate,
+    "compare": compare,
+    "doctor": doctor,
+}
 
 _EXAMPLES = """examples:
   mat2seq generate BaTiO3 -n 4 -o out/      four crystals of a formula, as CIFs and as a table

@@ -1,0 +1,190 @@
+"""``mat2seq evaluate``: judge generated crystals, and write a report that can be compared."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import Mat2SeqError
+
+__all__ = ["EXAMPLES", "SUMMARY", "add_arguments", "run"]
+
+SUMMARY = "judge generated crystals: a table, a summary and a report with plots"
+EXAMPLES = """examples:
+  mat2seq evaluate csp samples.parquet --reference mp_20/val.parquet -o results/val
+  mat2seq evaluate csp their_cifs.tar.gz --reference mp_20/test.parquet --ids experimental.txt -o results/theirs
+  mat2seq evaluate denovo out/ --train prepared/mp_20/train --reference mp_20/test.parquet -o results/denovo
+  mat2seq evaluate stability out/ --train prepared/mp_20/train --corpus mp_20/train.parquet -o results/stability
+  mat2seq evaluate conditional low.parquet --below 0.5 --labels mp_20/val.parquet -o results/low_gap
+  mat2seq evaluate literature published/ --runs run1.parquet run2.parquet run3.parquet -o results/literature
+  mat2seq evaluate descriptions mp_20/test.parquet --crystals 500 -o results/descriptions
+  mat2seq evaluate efficiency --reference mp_20/val.parquet --prompts 10 -o results/efficiency
+
+mat2seq evaluate TASK --help tells the options of a task; docs/evaluation.md says what each figure is.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the tasks and their options."""
+    tasks = parser.add_subparsers(title="tasks", metavar="TASK", required=True, dest="task")
+    for name, (summary, declare, _) in _TASKS.items():
+        task = tasks.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        declare(task)
+        add = task.add_argument
+        add("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where report and table go")
+        add("--name", help="heading in comparisons (default: the name of the folder)")
+        add("--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="at once (default: all cores)")
+        add("--timeout", type=float, default=60.0, metavar="S", help="seconds for one comparison (default: 60)")
+        add("--quiet", action="store_true", help="no progress bars")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the task, write report.json, per_sample.parquet, report.md and report.png, and print the figures."""
+    if args.processes < 1 or not args.timeout > 0:
+        raise Mat2SeqError(
+            f"--processes must be at least 1 and --timeout positive, not {args.processes}, {args.timeout}"
+        )
+    started = time.perf_counter()
+    report, rows = _TASKS[args.task][2](args)
+    _write(args, report, rows, time.perf_counter() - started)
+    return 0
+
+
+def _common(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings of every task."""
+    return {"processes": args.processes, "timeout": args.timeout, "progress": not args.quiet}
+
+
+def _write(
+    args: argparse.Namespace, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], seconds: float
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..evaluation.report import plot_report, render_markdown
+    from ..evaluation.schema import LABELS, REPORT_FORMAT, format_figure, versions, write_report
+
+    report = {
+        "format": REPORT_FORMAT,
+        "task": args.task,
+        "name": args.name or args.output.resolve().name,
+        "inputs": {kind: _names(getattr(args, kind, None)) for kind in _INPUTS if getattr(args, kind, None)},
+        "command": "mat2seq " + shlex.join(["evaluate", *_command(sys.argv[1:])]),
+        "seconds": round(seconds, 1),
+        "versions": versions(),
+        **result,
+    }
+    write_report(args.output, report, rows)
+    plotted = plot_report(report, rows, args.output / "report.png")
+    (args.output / "report.md").write_text(render_markdown(report, "report.png" if plotted else None), encoding="utf-8")
+    table = Table("figure", "value (95 % interval)", "n")
+    for name, figure in report["figures"].items():
+        table.add_row(LABELS.get(name, name), format_figure(name, figure), f"{figure['n']:,}")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a file has no width to fit into
+    console.print(table)
+    for line in (
+        *report["notes"],
+        *(f"{count:,} {what.replace('_', ' ')}" for what, count in report["counts"].items()),
+    ):
+        console.print(line, highlight=False, markup=False)
+    console.print(f"report, table and plot are in {args.output}", highlight=False, markup=False)
+
+
+_INPUTS = ("samples", "reference", "ids", "train", "corpus", "labels", "published", "runs", "crystals_file", "model")
+
+
+def _names(value: Any) -> str:
+    """Names without folders: a report says what was read, not where it lay."""
+    values = value if isinstance(value, list) else [value]
+    return ", ".join("/".join(Path(item).parts[-2:]) for item in values)
+
+
+def _command(arguments: Sequence[str]) -> list[str]:
+    return list(arguments[1:] if arguments[:1] == ["evaluate"] else arguments)
+
+
+def _declare_samples(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "samples", nargs="+", metavar="SAMPLES", help="tables with a column cif, CIF files, folders or archives of CIFs"
+    )
+
+
+def _declare_csp(parser: argparse.ArgumentParser) -> None:
+    _declare_samples(parser)
+    add = parser.add_argument
+    add("--reference", required=True, metavar="CORPUS", help="the true crystals: a table with material_id and cif")
+    add("--ids", metavar="FILE", help="take only the crystals whose ids stand in this file, one a line")
+    add("--samples-per-prompt", type=int, metavar="K", help="k (default: as many as the prompt with most has)")
+    add("--ltol", type=float, default=0.3, help="StructureMatcher, lengths (default: 0.3)")
+    add("--stol", type=float, default=0.5, help="StructureMatcher, sites (default: 0.5)")
+    add("--angle-tol", type=float, default=10.0, help="StructureMatcher, angles in degree (default: 10)")
+    add("--symprec", type=float, default=0.1, help="tolerance of space groups in angstrom (default: 0.1)")
+    add("--no-polymorphs", action="store_true", help="leave METRe out: it compares all crystals of a formula")
+
+
+def _csp(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from ..evaluation.csp import CspSettings, evaluate_csp
+    from ..evaluation.sources import read_references, read_samples
+
+    settings = CspSettings(
+        ltol=args.ltol,
+        stol=args.stol,
+        angle_tol=args.angle_tol,
+        samples=args.samples_per_prompt,
+        symprec=args.symprec,
+        polymorphs=not args.no_polymorphs,
+        **_common(args),
+    )
+    return evaluate_csp(read_samples(args.samples), read_references(args.reference, args.ids), settings)
+
+
+def _declare_novelty(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--train", metavar="CORPUS", help="novelty against it: `mat2seq prepare`d folder, table, or CIFs"
+    )
+
+
+def _declare_denovo(parser: argparse.ArgumentParser) -> None:
+    _declare_samples(parser)
+    _declare_novelty(parser)
+    add = parser.add_argument
+    add("--reference", metavar="CORPUS", help="distances and coverage against it, such as a test split")
+    add("--cutoffs", type=float, nargs=2, default=(0.4, 10.0), metavar=("STRUCTURE", "COMPOSITION"),
+        help="coverage (default: 0.4 10, CDVAE's for MP-20; Perov-5 and Carbon-24 have 0.2 4)")  # fmt: skip
+    add("--no-coverage", action="store_true", help="leave coverage out: it takes a second for each ten atoms")
+    add("--symprec", type=float, default=0.1, help="tolerance of space groups in angstrom (default: 0.1)")
+
+
+def _denovo(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from ..evaluation.denovo import DenovoSettings, evaluate_denovo
+    from ..evaluation.sources import read_references, read_samples
+
+    settings = DenovoSettings(
+        symprec=args.symprec,
+        structure_cutoff=args.cutoffs[0],
+        composition_cutoff=args.cutoffs[1],
+        coverage=not args.no_coverage,
+        **_common(args),
+    )
+    references = read_references(args.reference) if args.reference else None
+    return evaluate_denovo(read_samples(args.samples), references, args.train, settings)
+
+
+_Task = tuple[
+    str,
+    Callable[[argparse.ArgumentParser], None],
+    Callable[[argparse.Namespace], tuple[dict[str, Any], list[dict[str, Any]]]],
+]
+
+_TASKS: dict[str, _Task] = {
+    "csp": ("structure prediction: do samples match the crystals asked for?", _declare_csp, _csp),
+    "denovo": ("free generation: validity, uniqueness, novelty, coverage, distributions", _declare_denovo, _denovo),
+}

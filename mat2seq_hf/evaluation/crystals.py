@@ -1,0 +1,205 @@
+"""A CIF text as every task needs it: read, judged, reduced. Never raises for what a file may hold."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..canonical import canonicalize
+from ..errors import Mat2SeqError
+from . import pool
+from .matching import ReducedCrystal, reduce_crystal
+from .validity import charge_neutral
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+__all__ = ["MIN_DISTANCE", "Examined", "examine", "examine_all", "read_structure"]
+
+#: A valid crystal has no two atoms nearer to each other than this, angstrom (as in CDVAE).
+MIN_DISTANCE = 0.5
+
+_MIN_VOLUME = 0.1  # cubic angstrom, as in CDVAE
+_MAX_SITES = 1000
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What is known of one crystal.
+
+    Attributes:
+        reason: why it could not be read or is not valid, else None.
+        readable: whether it is an ordered crystal.
+        formula: reduced formula.
+        n_atoms: in the cell given.
+        space_group: number at the tolerance asked for, None where it was not found or not asked for.
+        min_distance: between two different atoms of the cell, angstrom; None for a single atom.
+        valid_structure: no two atoms within 0.5 angstrom and a volume above 0.1 cubic angstrom.
+        valid_composition: charge-neutral by smact; None where smact is not installed.
+        density: g/cm^3.
+        elements: atomic numbers of the elements, ascending.
+        canonical_text: canonical sequence, None where there is none or it was not asked for.
+        reduced: the cell that is matched, None if it could not be reduced.
+    """
+
+    reason: str | None = None
+    readable: bool = False
+    formula: str | None = None
+    n_atoms: int | None = None
+    space_group: int | None = None
+    min_distance: float | None = None
+    valid_structure: bool = False
+    valid_composition: bool | None = None
+    density: float | None = None
+    elements: tuple[int, ...] = ()
+    canonical_text: str | None = None
+    reduced: ReducedCrystal | None = None
+
+    @property
+    def valid(self) -> bool:
+        """Structure and, where it could be judged, composition."""
+        return self.readable and self.valid_structure and self.valid_composition is not False
+
+    def row(self) -> dict[str, Any]:
+        """The columns that every per_sample.parquet has."""
+        names = ("readable", "reason", "formula", "n_atoms", "space_group", "min_distance", "valid_structure")
+        return {name: getattr(self, name) for name in names} | {
+            "valid_composition": self.valid_composition,
+            "valid": self.valid,
+        }
+
+
+def read_structure(cif: str) -> Structure:
+    """The first crystal of a CIF text, ordered, without oxidation states.
+
+    Raises:
+        Mat2SeqError: it is no ordered crystal of at most 1,000 atoms with finite numbers.
+    """
+    from pymatgen.core import Structure
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            structure = Structure.from_str(cif, fmt="cif")
+        except Exception as error:  # the parser raises nearly every type for broken files
+            raise Mat2SeqError(f"unreadable CIF: {type(error).__name__}: {error}"[:300]) from error
+    if not 0 < len(structure) <= _MAX_SITES:
+        raise Mat2SeqError(f"{len(structure)} sites; 1 to {_MAX_SITES} are evaluated")
+    if not structure.is_ordered:
+        raise Mat2SeqError("partially occupied sites")
+    if not (np.isfinite(structure.lattice.matrix).all() and np.isfinite(structure.frac_coords).all()):
+        raise Mat2SeqError("numbers that are not finite")
+    if any(not hasattr(site.specie, "Z") or site.specie.Z > 118 for site in structure):
+        raise Mat2SeqError("species that are no elements")
+    structure.remove_oxidation_states()
+    return structure
+
+
+def _min_distance(structure: Structure) -> float | None:
+    if len(structure) < 2:
+        return None
+    distances = structure.distance_matrix
+    return float(distances[~np.eye(len(structure), dtype=bool)].min())
+
+
+def _space_group(structure: Structure, symprec: float) -> int | None:
+    import spglib
+
+    cell = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # spglib 2.7 on announces its new error handling
+        dataset = spglib.get_symmetry_dataset(cell, symprec=symprec)
+    return None if dataset is None else int(dataset.number)
+
+
+def examine(cif: str, symprec: float | None = None, canonical: bool = False) -> Examined:
+    """Read and judge one CIF text.
+
+    Args:
+        cif: the text.
+        symprec: tolerance (angstrom) of the space group; None leaves it out.
+        canonical: whether the canonical sequence (at 0.01 angstrom) is wanted.
+    """
+    try:
+        structure = read_structure(cif)
+    except Mat2SeqError as error:
+        return Examined(str(error))
+    volume = float(structure.volume)
+    distance = _min_distance(structure)
+    composition = structure.composition.reduced_composition
+    found = Examined(
+        readable=True,
+        formula=composition.reduced_formula,
+        n_atoms=len(structure),
+        min_distance=distance,
+        valid_structure=volume >= _MIN_VOLUME and (distance is None or distance >= MIN_DISTANCE),
+        valid_composition=charge_neutral(composition),
+        density=float(structure.density) if volume > 0 else None,
+        elements=tuple(sorted({site.specie.Z for site in structure})),
+    )
+    found = replace(found, reason=_complaint(found, volume))
+    if volume < _MIN_VOLUME:
+        return found
+    try:
+        found = replace(found, reduced=reduce_crystal(structure))
+    except (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError) as error:
+        return replace(found, reason=f"the cell cannot be reduced: {error}")
+    if symprec is not None:
+        found = replace(found, space_group=_space_group(structure, symprec))
+    if canonical:
+        try:
+            found = replace(found, canonical_text=canonicalize(structure).text)
+        except Mat2SeqError:
+            found = replace(found, canonical_text=None)  # overlapping atoms have none; they count as unlike all others
+    return found
+
+
+def _complaint(found: Examined, volume: float) -> str | None:
+    if volume < _MIN_VOLUME:
+        return f"the cell has a volume of {volume:.2g} cubic angstrom"
+    if not found.valid_structure:
+        return f"two atoms are {found.min_distance:.3f} angstrom apart"
+    return f"{found.formula} is not charge-neutral" if found.valid_composition is False else None
+
+
+def examine_all(
+    cifs: Sequence[str | None],
+    *,
+    symprec: float | None = None,
+    canonical: bool = False,
+    processes: int = 1,
+    timeout: float = 60.0,
+    label: str = "reading",
+    progress: bool = True,
+) -> list[Examined]:
+    """Examine many texts, equal texts once; a timeout or crash is a reason.
+
+    Args:
+        cifs: texts; None is a sample without crystal.
+        symprec, canonical: see :func:`examine`.
+        processes, timeout, label, progress: see :func:`.pool.run`.
+    """
+    places: dict[str, list[int]] = {}
+    for place, cif in enumerate(cifs):
+        if cif is not None:
+            places.setdefault(hashlib.sha256(cif.encode("utf-8", "replace")).hexdigest(), []).append(place)
+    texts = [cifs[where[0]] for where in places.values()]
+    outcomes = pool.run(
+        partial(examine, symprec=symprec, canonical=canonical),
+        texts,
+        processes=processes,
+        timeout=timeout,
+        label=label,
+        progress=progress,
+    )
+    examined = [Examined("no CIF")] * len(cifs)
+    for where, outcome in zip(places.values(), outcomes, strict=True):
+        for place in where:
+            examined[place] = outcome.value if outcome.kind == "ok" else Examined(f"{outcome.kind} while reading")
+    return examined

@@ -1,0 +1,297 @@
+"""Structure prediction: do samples match the crystals whose compositions they were asked for?"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from . import pool
+from .crystals import Examined, examine_all
+from .matching import Matcher, ReducedCrystal
+from .schema import Figure, clustered_mean, mean, share
+from .sources import Reference, SampleText, assign_prompts
+
+__all__ = ["CspSettings", "any_of", "evaluate_csp", "kinds_of_reasons"]
+
+_Groups = dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class CspSettings:
+    """How samples are compared.
+
+    Attributes:
+        ltol, stol, angle_tol: of StructureMatcher.
+        samples: k, the samples of each prompt that count; None counts as many as the prompt with most has. Missing
+            ones are misses.
+        symprec: tolerance of the space groups of both sides, angstrom.
+        polymorphs: match samples to every reference crystal of their formula, too (METRe).
+        processes: how many at once.
+        timeout: seconds for one comparison.
+        progress: show progress bars.
+    """
+
+    ltol: float = 0.3
+    stol: float = 0.5
+    angle_tol: float = 10.0
+    samples: int | None = None
+    symprec: float = 0.1
+    polymorphs: bool = True
+    processes: int = 1
+    timeout: float = 60.0
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class _Pair:
+    first: ReducedCrystal
+    second: ReducedCrystal
+
+
+def _match(pair: _Pair, matcher: Matcher) -> float | None:
+    return matcher.rms(pair.first, pair.second)
+
+
+def _compare(
+    pairs: Sequence[tuple[Examined, Examined]], settings: CspSettings, label: str
+) -> tuple[list[float | None], list[str]]:
+    """RMS distance and outcome of each pair; equal crystals are the same object and compared once."""
+    matcher = Matcher(settings.ltol, settings.stol, settings.angle_tol)
+    wanted: dict[tuple[int, int], _Pair] = {}
+    keys: list[tuple[int, int] | None] = []
+    for truth, sample in pairs:
+        if truth.reduced is None or sample.reduced is None or truth.reduced.content != sample.reduced.content:
+            keys.append(None)
+            continue
+        key = (id(truth), id(sample))
+        wanted[key] = _Pair(truth.reduced, sample.reduced)
+        keys.append(key)
+    outcomes = pool.run(
+        partial(_match, matcher=matcher),
+        list(wanted.values()),
+        processes=settings.processes,
+        timeout=settings.timeout,
+        label=label,
+        progress=settings.progress,
+    )
+    by_key = dict(zip(wanted, outcomes, strict=True))
+    found = [by_key[key] if key is not None else pool.Outcome(None) for key in keys]
+    return [outcome.value for outcome in found], [outcome.kind for outcome in found]
+
+
+def evaluate_csp(
+    samples: Sequence[SampleText], references: Sequence[Reference], settings: CspSettings | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Compare every sample with the crystal whose id is its prompt.
+
+    Args:
+        samples: see :func:`.sources.read_samples`; those of other prompts are left out.
+        references: crystals by id, see :func:`.sources.read_references`.
+        settings: see :class:`CspSettings`.
+
+    Returns:
+        counts, figures, reasons, tables and notes of the report, and the rows of per_sample.parquet.
+
+    Raises:
+        Mat2SeqError: no sample belongs to a reference crystal.
+
+    Example:
+        >>> report, rows = evaluate_csp(read_samples(["samples.parquet"]), read_references("val.parquet"))
+        >>> report["figures"]["match_1"]["value"]  # doctest: +SKIP
+        0.603
+    """
+    settings = settings or CspSettings()
+    texts = assign_prompts(samples, {reference.id for reference in references})
+    ignored = len(samples) - len(texts)
+    k = settings.samples or 1 + max(text.index for text in texts)
+    texts = [text for text in texts if text.index < k]
+    options: dict[str, Any] = {
+        "symprec": settings.symprec,
+        "processes": settings.processes,
+        "timeout": settings.timeout,
+        "progress": settings.progress,
+    }
+    truths = dict(
+        zip(
+            [reference.id for reference in references],
+            examine_all([reference.cif for reference in references], label="reading references", **options),
+            strict=True,
+        )
+    )
+    examined = examine_all([text.cif for text in texts], label="reading samples", **options)
+    pairs = [(truths[text.prompt_id], sample) for text, sample in zip(texts, examined, strict=True)]
+    distances, outcomes = _compare(pairs, settings, "matching")
+    rows = [
+        _row(text, truth, sample, rms, outcome)
+        for text, (truth, sample), rms, outcome in zip(texts, pairs, distances, outcomes, strict=True)
+    ]
+    groups: _Groups = {name: [] for name in truths}
+    for place, text in enumerate(texts):
+        groups[text.prompt_id].append(place)
+    figures = _figures(rows, groups, k, settings.stol)
+    tables = {"match_by_samples": _curve(rows, groups, k)}
+    polymorph_counts: dict[str, int] = {}
+    if settings.polymorphs:
+        more, polymorph_counts = _polymorphs(truths, texts, examined, distances, settings)
+        figures |= more
+    report = {
+        "settings": {**asdict(settings), "samples": k},
+        "counts": _counts(rows, groups, k, truths, ignored) | polymorph_counts,
+        "figures": figures,
+        "reasons": kinds_of_reasons(rows),
+        "tables": tables,
+        "notes": _notes(rows, truths, k),
+    }
+    return report, rows
+
+
+def _row(text: SampleText, truth: Examined, sample: Examined, rms: float | None, outcome: str) -> dict[str, Any]:
+    reason = text.reason or sample.reason if text.cif is None else sample.reason
+    return {
+        "prompt_id": text.prompt_id,
+        "sample_index": text.index,
+        "source": text.source,
+        **sample.row(),
+        "reason": reason,
+        "formula_right": sample.formula is not None and sample.formula == truth.formula,
+        "space_group_right": sample.space_group is not None and sample.space_group == truth.space_group,
+        "match": rms is not None,
+        "rms": rms,
+        "outcome": outcome,
+    }
+
+
+def _figures(rows: Sequence[Mapping[str, Any]], groups: _Groups, k: int, stol: float) -> dict[str, Figure]:
+    """All figures of single samples and of the best of k."""
+    judged = any(row["valid_composition"] is not None for row in rows)
+    figures: dict[str, Figure] = {}
+    for name in ("readable", "valid_structure", *(["valid_composition", "valid"] if judged else [])):
+        figures[name] = clustered_mean([[bool(rows[place][name]) for place in group] for group in groups.values()])
+    for name in ("formula_right", "space_group_right"):
+        figures[name] = clustered_mean(_padded(rows, groups, k, name))
+    for suffix in ("", "_valid") if judged else ("",):
+        kept = {
+            name: [
+                rows[place]["rms"] for place in group if rows[place]["match"] and (not suffix or rows[place]["valid"])
+            ]
+            for name, group in groups.items()
+        }
+        figures["match_1" + suffix] = clustered_mean([[1.0] * len(r) + [0.0] * (k - len(r)) for r in kept.values()])
+        figures["match_k" + suffix] = share(bool(r) for r in kept.values())
+        figures["rmse_1" + suffix] = clustered_mean(list(kept.values()))
+        figures["rmse_k" + suffix] = mean(min(r) for r in kept.values() if r)
+        if not suffix:
+            figures["crmse_1"] = clustered_mean([[*r, *[stol] * (k - len(r))] for r in kept.values()])
+            figures["crmse_k"] = mean(min(r) if r else stol for r in kept.values())
+    return figures
+
+
+def _padded(rows: Sequence[Mapping[str, Any]], groups: _Groups, k: int, name: str) -> list[list[float]]:
+    """Values of each prompt, 0 for samples that are missing."""
+    return [[float(rows[place][name]) for place in group] + [0.0] * (k - len(group)) for group in groups.values()]
+
+
+def any_of(successes: int, samples: int, chosen: int) -> float:
+    """Probability that of ``chosen`` samples, drawn without replacement from all, at least one is a success.
+
+    Example:
+        >>> any_of(1, 4, 2)
+        0.5
+    """
+    return 1.0 - math.comb(samples - successes, chosen) / math.comb(samples, chosen)
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], groups: _Groups, k: int) -> list[dict[str, float]]:
+    """Match rate for 1 to k samples, each estimated from all k."""
+    hits = [sum(bool(rows[place]["match"]) for place in group) for group in groups.values()]
+    return [{"samples": j, "match": sum(any_of(h, k, j) for h in hits) / len(hits)} for j in range(1, k + 1)]
+
+
+def _polymorphs(
+    truths: Mapping[str, Examined],
+    texts: Sequence[SampleText],
+    examined: Sequence[Examined],
+    distances: Sequence[float | None],
+    settings: CspSettings,
+) -> tuple[dict[str, Figure], dict[str, int]]:
+    """METRe: every reference crystal against all samples of its formula, whatever prompt they answered."""
+    same: dict[str, list[str]] = defaultdict(list)
+    for name, truth in truths.items():
+        if truth.formula is not None:
+            same[truth.formula].append(name)
+    best: dict[str, float] = {}
+    pairs: list[tuple[Examined, Examined]] = []
+    owners: list[str] = []
+    for text, sample, rms in zip(texts, examined, distances, strict=True):
+        if rms is not None:
+            best[text.prompt_id] = min(rms, best.get(text.prompt_id, math.inf))
+        for name in same.get(sample.formula or "", ()):
+            if name != text.prompt_id:
+                owners.append(name)
+                pairs.append((truths[name], sample))
+    others, outcomes = _compare(pairs, settings, "matching polymorphs")
+    for name, rms in zip(owners, others, strict=True):
+        if rms is not None:
+            best[name] = min(rms, best.get(name, math.inf))
+    shared = [name for group in same.values() if len(group) > 1 for name in group]
+    figures = {
+        "metre": share(name in best for name in truths),
+        "metre_crmse": mean(best.get(name, settings.stol) for name in truths),
+        "polymorphs": share(name in best for name in shared),
+    }
+    counts = {"polymorphs": len(shared), "polymorph_pairs": len(pairs)}
+    failed = Counter(outcome.split(":", maxsplit=1)[0] for outcome in outcomes if outcome != "ok")
+    return figures, counts | {f"polymorph_{kind}s": count for kind, count in failed.items()}
+
+
+def kinds_of_reasons(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How often each kind of reason occurs, the most frequent first; particulars such as distances are cut off."""
+
+    def kind(reason: str) -> str:
+        if "angstrom apart" in reason:
+            return "two atoms within 0.5 angstrom"
+        if reason.endswith("is not charge-neutral"):
+            return "composition is not charge-neutral"
+        return ": ".join(reason.split(": ")[:2])[:120].splitlines()[0]
+
+    return dict(Counter(kind(row["reason"]) for row in rows if row["reason"]).most_common(30))
+
+
+def _counts(
+    rows: Sequence[Mapping[str, Any]], groups: _Groups, k: int, truths: Mapping[str, Examined], ignored: int
+) -> dict[str, int]:
+    outcomes = Counter(row["outcome"].split(":", maxsplit=1)[0] for row in rows)
+    reading = [row["reason"] or "" for row in rows if not row["readable"]]
+    return {
+        "references": len(truths),
+        "samples": len(rows),
+        "samples_missing": k * len(groups) - len(rows),
+        "samples_of_other_prompts": ignored,
+        "unreadable": len(reading),
+        "unreadable_references": sum(truth.reduced is None for truth in truths.values()),
+        "timeouts": outcomes["timeout"] + sum(reason.startswith("timeout") for reason in reading),
+        "crashes": outcomes["crash"] + sum(reason.startswith("crash") for reason in reading),
+        "errors": outcomes["error"],
+    }
+
+
+def _notes(rows: Sequence[Mapping[str, Any]], truths: Mapping[str, Examined], k: int) -> list[str]:
+    notes = [
+        "No sample is picked: the rate of 1 sample is the mean over all samples, and missing samples are misses.",
+        "Intervals are 95 %; those over samples take into account that samples of one prompt resemble each other.",
+    ]
+    if all(row["valid_composition"] is None for row in rows):
+        notes.append("smact is not installed: compositions were not judged and there are no figures with the filter.")
+    else:
+        judged = share(chain.from_iterable([truth.valid] for truth in truths.values()))["value"]
+        notes.append(
+            f"With the filter, invalid samples are misses; {100 * (judged or 0):.1f} % of the references are valid."
+        )
+    if k > 1:
+        notes.append("METRe and polymorphs use all samples of all prompts of a formula.")
+    return notes

@@ -1,0 +1,89 @@
+"""The fast matcher gives what StructureMatcher gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Lattice, Structure
+
+from mat2seq_hf.evaluation.matching import Matcher, reduce_crystal
+from mat2seq_hf.evaluation.pool import Outcome, run
+
+
+def distorted(structure: Structure, rng: np.random.Generator, strain: float, shift: float) -> Structure:
+    matrix = structure.lattice.matrix @ (np.eye(3) + strain * rng.normal(size=(3, 3)))
+    moves = shift * rng.normal(size=(len(structure), 3)) @ np.linalg.inv(matrix)
+    return Structure(Lattice(matrix), structure.species, structure.frac_coords + moves)
+
+
+def pairs(crystals: dict[str, Structure]) -> list[tuple[Structure, Structure]]:
+    """Equal, nearly equal, hardly equal and different crystals; other structures of the same formula; other formulas."""
+    rng = np.random.default_rng(0)
+    found = [(first, second) for first in crystals.values() for second in list(crystals.values())[:3]]
+    for structure in crystals.values():
+        found.append((structure, structure.copy()))
+        for strain, shift in ((0.01, 0.05), (0.03, 0.3), (0.1, 0.1), (0.05, 0.8), (0.2, 0.5)):
+            found.append((structure, distorted(structure, rng, strain, shift)))
+    salts = [
+        Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.4), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
+        Structure.from_spacegroup("F-43m", Lattice.cubic(5.9), ["Na", "Cl"], [[0, 0, 0], [0.25, 0.25, 0.25]]),
+        Structure(Lattice.orthorhombic(0.9, 40.0, 2.0), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
+        Structure(Lattice.orthorhombic(30.0, 30.0, 0.2), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
+    ]
+    return found + [(crystals["NaCl"], salt) for salt in salts] + [(salt, crystals["NaCl"]) for salt in salts]
+
+
+@pytest.mark.parametrize("tolerances", [(0.3, 0.5, 10.0), (0.2, 0.3, 5.0)])
+def test_figures_equal_those_of_structure_matcher(
+    crystals: dict[str, Structure], tolerances: tuple[float, float, float]
+) -> None:
+    plain, fast = StructureMatcher(*tolerances), Matcher(*tolerances)
+    matches = 0
+    for first, second in pairs(crystals):
+        expected = plain.get_rms_dist(first, second)
+        found = fast.rms(reduce_crystal(first), reduce_crystal(second))
+        assert (found is None) == (expected is None)
+        if expected is not None:
+            assert found == pytest.approx(float(expected[0]), abs=1e-12)
+            matches += 1
+    assert matches > 30
+
+
+def test_a_supercell_matches_its_primitive_cell(crystals: dict[str, Structure]) -> None:
+    for structure in crystals.values():
+        large = structure.copy()
+        large.make_supercell([[2, 1, 0], [0, 1, 0], [0, 0, 1]])
+        assert Matcher().rms(reduce_crystal(structure), reduce_crystal(large)) == pytest.approx(0, abs=1e-4)
+
+
+def spoil(task: int) -> int:
+    """What a task can do: answer, fail, hang, kill its process."""
+    import os
+    import time
+
+    if task == 3:
+        raise ValueError("three")
+    if task == 5:
+        while True:
+            time.sleep(0.01)
+    if task == 7 and task_may_kill:
+        os._exit(1)
+    return task * task
+
+
+task_may_kill = True
+
+
+def expected(task: int) -> Outcome:
+    special = {3: Outcome(None, "error: ValueError: three"), 5: Outcome(None, "timeout"), 7: Outcome(None, "crash")}
+    return special.get(task, Outcome(task * task))
+
+
+def test_errors_timeouts_and_crashes_are_results_of_their_own_task() -> None:
+    assert run(spoil, range(60), processes=2, timeout=1.0, progress=False) == [expected(task) for task in range(60)]
+
+
+def test_a_single_process_gives_the_same_but_for_crashes() -> None:
+    tasks = [task for task in range(60) if task != 7]
+    assert run(spoil, tasks, processes=1, timeout=0.2, progress=False) == [expected(task) for task in tasks]
