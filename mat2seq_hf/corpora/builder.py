@@ -1,13 +1,17 @@
-"""``load_crystals``: one line from files, folders, archives, databases or a published corpus to a dataset."""
+"""The builder of datasets from crystal files.
+
+datasets replaces ``open``, ``os`` and ``Path`` in the module of a builder by versions that read from the network, so
+that nothing but the builder stands here.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -15,13 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CrystalError, Mat2SeqError
-from .benchmarks import BENCHMARKS, check_rows, find_benchmark
-from .feature import Crystal, with_crystals
+from .feature import Crystal
 from .formats import InputRow
 from .sources import Unit, list_units, unit_rows
 from .texts import ON_DISORDER, is_disordered, ordered
 
-__all__ = ["ON_ERROR", "CrystalCorpus", "CrystalCorpusConfig", "load_crystals"]
+__all__ = ["ON_ERROR", "CrystalCorpus", "CrystalCorpusConfig"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +32,6 @@ logger = logging.getLogger(__name__)
 ON_ERROR = ("skip", "keep", "raise")
 
 _READER_VERSION = "1"  # raised when the same files give other rows, so that no cache serves the old ones
-_SPLITS = {"train": "train", "training": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation"), "val")
 _SAMPLED_UNITS = 50
 _SAMPLED_ROWS = 200
 _BATCH = 1000
@@ -38,7 +40,7 @@ _RESERVED = ("id", "structure", "source", "error")
 
 @dataclass
 class CrystalCorpusConfig(datasets.BuilderConfig):  # type: ignore[misc]  # datasets has no annotations
-    """Settings of :class:`CrystalCorpus`; see :func:`load_crystals`."""
+    """Settings of :class:`CrystalCorpus`; see ``load_crystals``."""
 
     inputs: dict[str, list[str]] = field(default_factory=dict)
     properties: dict[str, str] | None = None
@@ -51,7 +53,7 @@ class CrystalCorpusConfig(datasets.BuilderConfig):  # type: ignore[misc]  # data
 def _state(inputs: Mapping[str, Sequence[str]]) -> str:
     """Names, sizes and times of all files: a changed file is another corpus to the cache."""
     units = {unit.path for paths in inputs.values() for unit in list_units(paths)}
-    facts = [(path, (status := Path(path).stat()).st_size, status.st_mtime_ns) for path in sorted(units)]
+    facts = [(path, (status := os.stat(path)).st_size, status.st_mtime_ns) for path in sorted(units)]  # noqa: PTH116
     return str(datasets.fingerprint.Hasher.hash([_READER_VERSION, facts]))
 
 
@@ -94,7 +96,7 @@ def _property_types(units: Sequence[Unit]) -> dict[str, str]:
 class CrystalCorpus(datasets.ArrowBasedBuilder):  # type: ignore[misc]  # datasets has no annotations
     """A builder of ``datasets``: columns ``id``, ``structure`` (:class:`Crystal`), ``source``, and one a property.
 
-    Takes the settings of :class:`CrystalCorpusConfig` as keyword arguments; :func:`load_crystals` is the short way.
+    Takes the settings of :class:`CrystalCorpusConfig` as keyword arguments; ``load_crystals`` is the short way.
 
     Example:
         >>> builder = CrystalCorpus(inputs={"train": ["cifs/"]})  # doctest: +SKIP
@@ -221,106 +223,3 @@ def _plain(text: str) -> dict[str, Any] | None:
     except (KeyError, TypeError):
         return None  # the slow way says what is wrong
     return data if good else None
-
-
-def _split_paths(given: Any) -> dict[str, list[str]]:
-    """Paths by split: as given, or by the names in a folder (train.csv, val/ ...), or all of them as ``train``."""
-    if isinstance(given, Mapping):
-        return {split: [str(path) for path in _listed(paths)] for split, paths in given.items()}
-    paths = [Path(path) for path in _listed(given)]
-    if len(paths) == 1 and paths[0].is_dir():
-        named: dict[str, list[str]] = {}
-        for entry in sorted(paths[0].iterdir()):
-            if (split := _SPLITS.get(entry.name.split(".")[0].lower())) is not None:
-                named.setdefault(split, []).append(str(entry))
-        if named:
-            return {split: named[split] for split in ("train", "val", "test") if split in named}
-    return {"train": [str(path) for path in paths]}
-
-
-def _listed(paths: Any) -> list[Any]:
-    return [paths] if isinstance(paths, (str, Path)) else list(paths)
-
-
-def _from_hub(name: str, split: str | None, streaming: bool, cache_dir: str | None) -> Any:
-    try:
-        return with_crystals(datasets.load_dataset(name, split=split, streaming=streaming, cache_dir=cache_dir))
-    except (OSError, ValueError) as error:
-        raise Mat2SeqError(
-            f"{name!r} is no path here, none of the corpora {', '.join(BENCHMARKS)}, and cannot be loaded from the Hub "
-            f"({type(error).__name__}: {error})"
-        ) from error
-
-
-def load_crystals(
-    source: str | Path | Iterable[str | Path] | Mapping[str, Any],
-    *,
-    split: str | None = None,
-    streaming: bool = False,
-    num_proc: int | None = None,
-    data_dir: str | Path | None = None,
-    properties: Mapping[str, str] | None = None,
-    keep_text: bool = False,
-    on_error: str = "skip",
-    on_disorder: str = "set_aside",
-    cache_dir: str | Path | None = None,
-) -> Any:
-    """Crystals as a dataset with the columns ``id``, ``structure``, ``source``, and one for each property.
-
-    Args:
-        source: a path or several (files, folders, archives; see :func:`~.sources.read_rows`), paths by split, the name
-            of a benchmark corpus (``"mp_20"``), or a dataset on the Hub (``"org/name"``). A folder with ``train.csv``,
-            ``val/`` and the like gives these splits, anything else the split ``train``.
-        split: the split wanted; without it a dict of them, unless there is just one.
-        streaming: read while iterating; nothing is written to disk.
-        num_proc: processes that read; files and row groups of parquet files are dealt out to them.
-        data_dir: folder with local copies of the benchmark corpora, in place of a download.
-        properties: names and types (``"float64"``, ``"string"`` ...) of the columns to carry along, in place of what
-            the first rows suggest.
-        keep_text: keep the source texts.
-        on_error: one of :data:`ON_ERROR`.
-        on_disorder: ``"set_aside"`` (treated as ``on_error`` says), ``"order"`` or ``"error"``.
-        cache_dir: of datasets. A changed file is read anew.
-
-    Returns:
-        ``Dataset`` or ``DatasetDict``; with ``streaming`` their iterable counterparts.
-
-    Raises:
-        Mat2SeqError: nothing is found, a file is broken as a whole, a property does not have its type, or a row is bad
-            and ``on_error`` is ``"raise"``.
-
-    Example:
-        >>> load_crystals("my_cifs/")[0]["structure"]  # doctest: +SKIP
-        >>> load_crystals("mp_20", data_dir="../shared/data", split="val")  # doctest: +SKIP
-    """
-    directory = None if cache_dir is None else str(cache_dir)
-    benchmark = BENCHMARKS.get(source) if isinstance(source, str) else None
-    if benchmark is not None and not Path(str(source)).exists():
-        inputs = {name: [str(path)] for name, path in find_benchmark(benchmark, data_dir, split).items()}
-    elif isinstance(source, str) and not Path(source).exists() and source.count("/") == 1 and "." not in source:
-        return _from_hub(source, split, streaming, directory)
-    else:
-        benchmark, inputs = None, _split_paths(source)
-    if split is not None and split in inputs:
-        inputs = {split: inputs[split]}
-    builder = CrystalCorpus(
-        inputs=inputs,
-        cache_dir=directory,
-        keep_text=keep_text,
-        on_error=on_error,
-        on_disorder=on_disorder,
-        **({} if properties is None else {"properties": dict(properties)}),
-    )
-    wanted = split or (next(iter(inputs)) if len(inputs) == 1 else None)
-    if streaming:
-        return builder.as_streaming_dataset(split=wanted)
-    try:
-        builder.download_and_prepare(num_proc=num_proc)
-    except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, Mat2SeqError):
-            raise error.__cause__ from None
-        raise
-    dataset = builder.as_dataset(split=wanted)
-    if benchmark is not None:
-        check_rows(benchmark, {wanted: dataset} if wanted in inputs else dataset if wanted is None else {})
-    return dataset

@@ -1,0 +1,247 @@
+"""Laws of load_crystals, of the benchmark corpora, and of downloads that are cut off."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from datasets import Dataset, DatasetDict, IterableDataset
+from pymatgen.core import Lattice, Structure
+
+from mat2seq_hf.canonical import canonicalize
+from mat2seq_hf.corpora.benchmarks import BENCHMARKS, download_benchmark
+from mat2seq_hf.corpora.builder import CrystalCorpus
+from mat2seq_hf.corpora.download import download
+from mat2seq_hf.corpora.load import load_crystals
+from mat2seq_hf.errors import Mat2SeqError
+
+
+@pytest.fixture
+def folder(crystals: dict[str, Structure], tmp_path: Path) -> Path:
+    """A folder of CIFs, one of them broken and one disordered."""
+    path = tmp_path / "cifs"
+    path.mkdir()
+    for name in ("BaTiO3", "NaCl", "ZrO2"):
+        crystals[name].to(filename=str(path / f"{name}.cif"))
+    (path / "broken.cif").write_text("data_x\n_cell_length_a 1\n")
+    half = Structure(Lattice.cubic(4.0), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]])
+    half.to(filename=str(path / "half.cif"))
+    return path
+
+
+def test_one_line_turns_a_folder_into_structures(
+    folder: Path, crystals: dict[str, Structure], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        dataset = load_crystals(folder, cache_dir=tmp_path / "cache")
+    assert isinstance(dataset, Dataset)
+    assert list(dataset["id"]) == ["BaTiO3", "NaCl", "ZrO2"]
+    for row in dataset:
+        assert canonicalize(row["structure"]) == canonicalize(crystals[row["id"]])
+    assert "left out 2 of 5 rows" in caplog.text
+
+
+def test_bad_rows_are_kept_or_stop_the_run_when_asked(folder: Path, tmp_path: Path) -> None:
+    kept = load_crystals(folder, on_error="keep", cache_dir=tmp_path / "cache")
+    assert len(kept) == 5
+    assert [row["structure"] is None for row in kept] == [row["error"] is not None for row in kept]
+    with pytest.raises(Mat2SeqError, match=r"broken\.cif"):
+        load_crystals(folder, on_error="raise", cache_dir=tmp_path / "cache")
+    with pytest.raises(Mat2SeqError, match=r"half\.cif.*disordered"):
+        load_crystals(folder, on_disorder="error", cache_dir=tmp_path / "cache")
+
+
+def test_streaming_and_processes_give_the_same_rows(folder: Path, tmp_path: Path) -> None:
+    rows = list(load_crystals(folder, cache_dir=tmp_path / "cache"))
+    stream = load_crystals(folder, streaming=True)
+    assert isinstance(stream, IterableDataset)
+    assert list(stream) == rows
+    assert list(load_crystals(folder, num_proc=2, cache_dir=tmp_path / "another")) == rows
+    assert stream.num_shards == 5
+
+
+def test_a_changed_file_is_read_anew(folder: Path, crystals: dict[str, Structure], tmp_path: Path) -> None:
+    assert len(load_crystals(folder, cache_dir=tmp_path / "cache")) == 3
+    crystals["rutile"].to(filename=str(folder / "broken.cif"))
+    assert len(load_crystals(folder, cache_dir=tmp_path / "cache")) == 4
+
+
+def _table(crystals: dict[str, Structure], **columns: list[Any]) -> pd.DataFrame:
+    cif = crystals["NaCl"].to(fmt="cif")
+    length = len(next(iter(columns.values())))
+    return pd.DataFrame({"material_id": [f"x-{n}" for n in range(length)], "cif": [cif] * length, **columns})
+
+
+def test_splits_and_property_columns_come_from_files(crystals: dict[str, Structure], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    _table(crystals, gap=[0.5, None], number=[1, 2], phase=["a", "b"]).to_parquet(data / "train.parquet")
+    _table(crystals, gap=[1.5], number=[3], phase=["c"]).to_csv(data / "valid.csv", index=False)
+    loaded = load_crystals(data, cache_dir=tmp_path / "cache")
+    assert isinstance(loaded, DatasetDict)
+    assert {name: len(split) for name, split in loaded.items()} == {"train": 2, "val": 1}
+    features = loaded["train"].features
+    assert [features[name].dtype for name in ("gap", "number", "phase")] == ["float64", "int64", "string"]
+    assert loaded["train"].remove_columns("structure")[1] == {
+        "id": "x-1",
+        "source": "train.parquet:1",
+        "gap": None,
+        "number": 2,
+        "phase": "b",
+    }
+    assert load_crystals(data, split="val", cache_dir=tmp_path / "cache")[0]["gap"] == 1.5
+
+
+def test_a_column_that_changes_its_type_is_named_with_the_remedy(
+    crystals: dict[str, Structure], tmp_path: Path
+) -> None:
+    path = tmp_path / "late.csv"
+    _table(crystals, gap=[0.5] * 300 + ["none"]).to_csv(path, index=False)
+    with pytest.raises(Mat2SeqError, match=r"column 'gap' was taken for float64.*properties="):
+        load_crystals(path, cache_dir=tmp_path / "cache")
+    assert load_crystals(path, properties={"gap": "string"}, cache_dir=tmp_path / "cache")[300]["gap"] == "none"
+
+
+def test_the_sample_corpus_is_in_the_package_and_every_crystal_in_it_encodes(tmp_path: Path) -> None:
+    dataset = load_crystals("sample", cache_dir=tmp_path / "cache")
+    assert len(dataset) == 302
+    assert {"band_gap", "e_above_hull", "formation_energy_per_atom"} < set(dataset.features)
+    for row in dataset.select(range(0, 302, 30)):
+        assert canonicalize(row["structure"]).text
+
+
+def test_benchmark_corpora_are_read_from_local_copies(
+    crystals: dict[str, Structure], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "data" / "mp_20").mkdir(parents=True)
+    _table(crystals, band_gap=[0.5]).to_parquet(tmp_path / "data" / "mp_20" / "val.parquet")
+    with caplog.at_level(logging.WARNING):
+        loaded = load_crystals("mp_20", data_dir=tmp_path / "data", split="val", cache_dir=tmp_path / "cache")
+    assert len(loaded) == 1
+    assert "mp_20/val has 1 crystals here, 9047 as published" in caplog.text
+    with pytest.raises(Mat2SeqError, match=r"train of mp_20 is not in .*data"):
+        load_crystals("mp_20", data_dir=tmp_path / "data", split="train")
+    with pytest.raises(Mat2SeqError, match="has the splits train, val, test"):
+        load_crystals("mp_20", data_dir=tmp_path / "data", split="dev")
+
+
+def test_without_network_or_copy_the_remedy_is_named() -> None:
+    with pytest.raises(Mat2SeqError, match=r"HF_HUB_OFFLINE.*data_dir"):
+        load_crystals("perov_5")
+    with pytest.raises(Mat2SeqError, match="none of the corpora perov_5, carbon_24, mp_20, mpts_52"):
+        load_crystals("nobody/nothing")
+    with pytest.raises(Mat2SeqError, match="does not exist"):
+        load_crystals("no_such_folder")
+    with pytest.raises(Mat2SeqError, match="on_error is one of"):
+        CrystalCorpus(inputs={}, on_error="ignore")
+
+
+@dataclass
+class _Server:
+    """What the server serves, how often it still fails, and what it was asked."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    cuts: int = 0
+    failures: int = 0
+    ranges: list[str | None] = field(default_factory=list)
+    url: str = ""
+
+
+@pytest.fixture
+def server() -> Iterator[_Server]:
+    state = _Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            state.ranges.append(self.headers.get("Range"))
+            if state.failures:
+                state.failures -= 1
+                return self.send_error(503)
+            data = state.files.get(self.path)
+            if data is None:
+                return self.send_error(404)
+            start = int(state.ranges[-1].removeprefix("bytes=").rstrip("-")) if state.ranges[-1] else 0
+            if start >= len(data):
+                return self.send_error(416)
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(data) - start))
+            self.end_headers()
+            stop = len(data)
+            if state.cuts:
+                state.cuts -= 1
+                stop = start + (len(data) - start) // 2
+            self.wfile.write(data[start:stop])
+            return None
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread.start()
+    state.url = f"http://127.0.0.1:{http.server_address[1]}"
+    yield state
+    http.shutdown()
+    http.server_close()
+    thread.join()
+
+
+def _blob(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+DATA = bytes(range(256)) * 40
+
+
+def test_a_download_goes_on_where_it_was_cut_off(server: _Server, tmp_path: Path) -> None:
+    server.files["/a.csv"] = DATA
+    server.cuts, server.failures = 2, 1
+    download(f"{server.url}/a.csv", tmp_path / "a.csv", _blob(DATA), pause=0.0)
+    assert (tmp_path / "a.csv").read_bytes() == DATA
+    assert server.ranges == [None, None, "bytes=5120-", "bytes=7680-"]
+    download(f"{server.url}/a.csv", tmp_path / "a.csv", _blob(DATA), pause=0.0)
+    assert len(server.ranges) == 4
+    (tmp_path / "a.csv").rename(tmp_path / "a.csv.part")  # killed before the last step
+    download(f"{server.url}/a.csv", tmp_path / "a.csv", _blob(DATA), pause=0.0)
+    assert (tmp_path / "a.csv").read_bytes() == DATA
+
+
+def test_what_arrived_is_kept_for_the_next_run(server: _Server, tmp_path: Path) -> None:
+    server.files["/a.csv"] = DATA
+    server.cuts = 1
+    with pytest.raises(Mat2SeqError, match=r"cannot be downloaded.*data_dir"):
+        download(f"{server.url}/a.csv", tmp_path / "a.csv", _blob(DATA), tries=1)
+    assert (tmp_path / "a.csv.part").stat().st_size == len(DATA) // 2
+    download(f"{server.url}/a.csv", tmp_path / "a.csv", _blob(DATA), tries=1)
+    assert (tmp_path / "a.csv").read_bytes() == DATA
+
+
+def test_other_bytes_than_the_published_are_refused(server: _Server, tmp_path: Path) -> None:
+    server.files["/a.csv"] = DATA
+    with pytest.raises(Mat2SeqError, match="is not the published file"):
+        download(f"{server.url}/a.csv", tmp_path / "a.csv", "0" * 40, pause=0.0)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(Mat2SeqError, match="404"):
+        download(f"{server.url}/b.csv", tmp_path / "b.csv", "0" * 40, pause=0.0)
+    with pytest.raises(Mat2SeqError, match="neither http"):
+        download("file:///etc/passwd", tmp_path / "b.csv", "0" * 40)
+
+
+def test_a_benchmark_is_downloaded_split_by_split(
+    server: _Server, crystals: dict[str, Structure], tmp_path: Path
+) -> None:
+    tables = {name: _table(crystals, gap=[0.5]).to_csv().encode() for name in ("train", "val", "test")}
+    server.files = {f"/{name}.csv": data for name, data in tables.items()}
+    published = replace(BENCHMARKS["mp_20"], checksums={name: _blob(data) for name, data in tables.items()})
+    paths = download_benchmark(published, tmp_path, url=server.url)
+    assert list(paths) == ["train", "val", "test"]
+    loaded = load_crystals(paths, cache_dir=tmp_path / "cache")
+    assert {name: len(split) for name, split in loaded.items()} == {"train": 1, "val": 1, "test": 1}
