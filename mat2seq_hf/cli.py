@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .commands import compare, decode, doctor, encode, evaluate, generate, prepare
+from .commands import compare, decode, dedup, doctor, encode, evaluate, generate, prepare
 from .commands.files import reason
 from .errors import Mat2SeqError
 
@@ -20,6 +20,7 @@ _COMMANDS = {
     "encode": encode,
     "decode": decode,
     "prepare": prepare,
+    "dedup": dedup,
     "evaluate": evaluate,
     "compare": compare,
     "doctor": doctor,

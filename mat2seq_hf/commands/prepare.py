@@ -5,27 +5,107 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import Mat2SeqError
+
+if TYPE_CHECKING:
+    from ..corpora.prepare import PrepareReport
 
 __all__ = ["EXAMPLES", "SUMMARY", "add_arguments", "run"]
 
 SUMMARY = "encode whole corpora for training"
 EXAMPLES = """examples:
   mat2seq prepare mp_20/train.parquet -o prepared/mp_20/train
-  mat2seq prepare folder_of_cifs/ -o prepared/mine --num-proc 8
+  mat2seq prepare cifs/ poscars.tar.gz table.csv ase.db -o prepared/mine --num-proc 8
+  mat2seq prepare mp_20 --data-dir ../shared/data -o prepared/mp_20      all splits, and what they have in common
+  mat2seq prepare data/ --splits -o prepared/mine                        data/train.csv, data/val.csv ...
+
+Beside the shards: rejected.csv (what was set aside, and why), duplicates.parquet, report.json. Killed at any moment,
+the same command goes on.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files and folders of crystals")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="files, folders and archives of crystals; or the "
+        "name of a benchmark corpus (mp_20, mpts_52, perov_5, carbon_24)",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the shards go")
     parser.add_argument("--symprec", type=float, default=0.01, help="symmetry tolerance in angstrom (default: 0.01)")
+    parser.add_argument(
+        "--on-disorder",
+        choices=("error", "set_aside", "order"),
+        default="set_aside",
+        help="partial occupancy: stop, set aside, or let pymatgen order it (default: set_aside)",
+    )
+    parser.add_argument(
+        "--duplicates",
+        choices=("report", "remove"),
+        default="report",
+        help="list crystals that are there already, or leave them out, too (default: report)",
+    )
+    parser.add_argument("--splits", action="store_true", help="INPUT is a folder with train, val and test in it")
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="prepared corpora to compare with: which sequences are in both?",
+    )
+    parser.add_argument("--data-dir", type=Path, metavar="FOLDER", help="local copies of the benchmark corpora")
     parser.add_argument("--num-proc", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="processor time after which a crystal is set aside (default: 20)"
+    )
+
+
+def _inputs(args: argparse.Namespace) -> dict[str, list[str]]:
+    """Paths by split; the name is empty where there is just one."""
+    from ..corpora.benchmarks import BENCHMARKS, find_benchmark
+    from ..corpora.load import split_paths
+
+    first = args.inputs[0]
+    if len(args.inputs) == 1 and first in BENCHMARKS and not Path(first).exists():
+        return {name: [str(path)] for name, path in find_benchmark(BENCHMARKS[first], args.data_dir, None).items()}
+    if not args.splits:
+        return {"": args.inputs}
+    splits = split_paths(args.inputs)
+    if list(splits) == ["train"] and len(splits["train"]) == len(args.inputs):
+        raise Mat2SeqError(f"--splits: no train, val or test in {', '.join(args.inputs)}")
+    return splits
+
+
+def _print(name: str, report: PrepareReport, folder: Path) -> None:
+    lead = f"{name}: " if name else ""
+    removed = f", {report.removed:,} duplicates left out" if report.removed else ""
+    listed = f" ({report.duplicates:,} of them repeat an earlier one)" if report.duplicates and not removed else ""
+    where = f" (see {folder / 'rejected.csv'})" if report.rejected else ""
+    print(
+        f"{lead}{report.read:,} crystals read, {report.encoded:,} encoded{listed}{removed}, "
+        f"{report.rejected:,} set aside{where}; {report.tokens:,} tokens"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from ..corpora.duplicates import leakage
     from ..corpora.prepare import prepare
+    from .dedup import print_overlaps
 
-    print(prepare(args.inputs, args.output, symprec=args.symprec, num_proc=args.num_proc))
+    settings: dict[str, Any] = {
+        name: getattr(args, name) for name in ("symprec", "on_disorder", "duplicates", "num_proc", "seconds")
+    }
+    folders: dict[str, str | Path] = {}
+    for split, paths in _inputs(args).items():
+        folder = args.output / split if split else args.output
+        _print(split, prepare(paths, folder, **settings), folder)
+        folders[split or str(args.output)] = folder
+    folders |= {path: path for path in args.against}
+    if len(folders) > 1:
+        print_overlaps(leakage(folders))
     return 0

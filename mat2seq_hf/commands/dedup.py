@@ -1,0 +1,87 @@
+"""``mat2seq dedup``: find crystals that are there more than once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..corpora.duplicates import Overlap
+
+__all__ = ["EXAMPLES", "SUMMARY", "add_arguments", "print_overlaps", "run"]
+
+SUMMARY = "find crystals that are there more than once"
+EXAMPLES = """examples:
+  mat2seq dedup cifs/ more.zip table.csv -o deduplicated/    duplicates.csv and unique.csv
+  mat2seq dedup cifs/ --near 0.05                            near-duplicates, too: within 0.05 angstrom
+  mat2seq dedup prepared/train prepared/val prepared/test    what prepared splits have in common
+
+Two crystals are the same if their canonical sequences are: cell, origin, orientation, order of atoms and supercell
+make no difference, mirror images do. Each crystal is looked at once, so the time grows with their number.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="PATH",
+        help="files, folders and archives of crystals, or folders that `mat2seq prepare` wrote",
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="write duplicates.csv and unique.csv there")
+    parser.add_argument(
+        "--near",
+        type=float,
+        metavar="ANGSTROM",
+        help="join near-duplicates: same formula, space "
+        "group and Wyckoff positions, lattice and coordinates within this tolerance",
+    )
+    parser.add_argument("--symprec", type=float, default=0.01, help="symmetry tolerance in angstrom (default: 0.01)")
+    parser.add_argument("--num-proc", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--show", type=int, default=5, metavar="N", help="groups to print (default: 5)")
+
+
+def _is_prepared(path: str) -> bool:
+    import pyarrow.parquet as pq
+
+    from ..corpora.schema import METADATA_KEY, shard_paths
+
+    shards = shard_paths(path) if Path(path).is_dir() else []
+    return bool(shards) and METADATA_KEY in (pq.read_schema(shards[0]).metadata or {})
+
+
+def print_overlaps(overlaps: list[Overlap]) -> None:
+    """Print what prepared corpora have in common, as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("first", "second", title="shared canonical sequences")
+    for name in ("sequences", "crystals of the first", "crystals of the second"):
+        table.add_column(name, justify="right")
+    for pair in overlaps:
+        numbers = (pair.sequences, pair.rows_of_first, pair.rows_of_second)
+        table.add_row(pair.first, pair.second, *(f"{number:,}" for number in numbers))
+    Console().print(table)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from ..corpora.dedup import dedup
+    from ..corpora.duplicates import leakage
+
+    if len(args.inputs) > 1 and all(map(_is_prepared, args.inputs)):
+        print_overlaps(leakage({path: path for path in args.inputs}))
+        return 0
+    found = dedup(args.inputs, args.output, near=args.near, symprec=args.symprec, num_proc=args.num_proc)
+    print(
+        f"{found.read:,} crystals: {found.distinct:,} distinct, {found.duplicates:,} duplicates in "
+        f"{len(found.groups):,} groups, {found.rejected:,} set aside"
+    )
+    for group in found.groups[: args.show]:
+        print(f"  {len(group)} times: {', '.join(group[:6])}{' ...' if len(group) > 6 else ''}")
+    if args.output is not None:
+        print(f"written: {args.output / 'duplicates.csv'}, {args.output / 'unique.csv'}")
+    return 0

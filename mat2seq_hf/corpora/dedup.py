@@ -1,0 +1,106 @@
+"""Duplicates among anybody's crystals, through the canonical form: each crystal is looked at once."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from ..errors import Mat2SeqError
+from .duplicates import first_of_each, near_groups, read_columns, text_digests
+from .encode import write_table
+from .prepare import prepare
+
+__all__ = ["DedupReport", "dedup", "duplicate_groups"]
+
+
+@dataclass(frozen=True)
+class DedupReport:
+    """What was found.
+
+    Attributes:
+        read: crystals in the input.
+        distinct: of those that were compared, so many are no repetition of an earlier one.
+        duplicates: so many are; ``distinct + duplicates + rejected == read``.
+        rejected: crystals that could not be read or encoded.
+        groups: largest groups of duplicates first, each as ids in the order of the input.
+    """
+
+    read: int
+    distinct: int
+    duplicates: int
+    rejected: int
+    groups: list[list[str]]
+
+
+def duplicate_groups(folder: str | Path, near: float | None = None) -> pa.Table:
+    """Rows of a prepared corpus with ``group``, the index of the first row with the same crystal.
+
+    Args:
+        folder: written by ``prepare``.
+        near: join near-duplicates, too: tolerance in angstrom, see :func:`~.duplicates.near_groups`.
+    """
+    table = pa.concat_tables(list(read_columns(folder, ["id", "source", "text"])))
+    first = first_of_each(text_digests(table.column("text").to_pylist()))
+    if near is not None:
+        which = np.unique(first)  # near-duplicates of distinct crystals only: equal ones have one text
+        near_first = near_groups(table.column("text").take(which).to_pylist(), near)
+        first = which[near_first][np.searchsorted(which, first)]
+    return table.append_column("group", pa.array(first))
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    write_table(table, path.with_suffix(".parquet"))
+    pyarrow.csv.write_csv(table, path.with_suffix(".csv"))
+
+
+def dedup(
+    inputs: Sequence[str | Path],
+    output: str | Path | None = None,
+    *,
+    near: float | None = None,
+    **settings: Any,
+) -> DedupReport:
+    """Find crystals that are there more than once, in any cell, origin, orientation and order of atoms.
+
+    Args:
+        inputs: files, folders and archives, see :func:`~.sources.read_rows`.
+        output: folder for ``duplicates.csv`` (all members of all groups), ``unique.csv`` (one row a distinct crystal),
+            both also as parquet, and ``prepared/`` with the sequences, from which a killed run continues.
+        near: join near-duplicates, too: tolerance in angstrom, see :func:`~.duplicates.near_groups`.
+        settings: of :func:`~.prepare.prepare`, such as ``num_proc`` and ``symprec``.
+
+    Raises:
+        Mat2SeqError: as ``prepare``; or ``near`` is not positive.
+
+    Example:
+        >>> dedup(["cifs/"], "deduplicated", near=0.05)  # doctest: +SKIP
+        DedupReport(read=5000, distinct=4991, duplicates=9, rejected=0, groups=[['mp-1', 'mp-7'], ...])
+    """
+    if near is not None and not 0 < near <= 1:
+        raise Mat2SeqError(f"near is a tolerance of 0 to 1 angstrom, not {near!r}")
+    place = tempfile.TemporaryDirectory() if output is None else nullcontext(str(output))
+    with place as name:
+        folder = Path(name)
+        report = prepare(inputs, folder / "prepared", **settings)
+        table = duplicate_groups(folder / "prepared", near)
+        first = table.column("group").to_numpy()
+        sizes = np.bincount(first, minlength=len(first))
+        repeated = sizes[first] > 1
+        members = table.filter(pa.array(repeated))
+        if output is not None:
+            _write(members.sort_by("group"), folder / "duplicates")
+            _write(table.filter(pa.array(first == np.arange(len(first)))).drop_columns(["group"]), folder / "unique")
+    groups: dict[int, list[str]] = {}
+    for group, name in zip(first[repeated].tolist(), members.column("id").to_pylist(), strict=True):
+        groups.setdefault(group, []).append(name)
+    distinct = int((sizes > 0).sum())
+    ranked = sorted(groups.values(), key=len, reverse=True)
+    return DedupReport(report.read, distinct, len(first) - distinct, report.rejected, ranked)
