@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from operator import index as as_index
@@ -278,6 +278,36 @@ class CrystalGenerationPipeline(Pipeline):
         ]
         return [drawn[start : start + wanted] for start in range(0, len(drawn), wanted)]
 
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        numbers: Sequence[int],
+        *,
+        seed: int,
+        num_return_sequences: int = 1,
+        num_candidates: int | None = None,
+        **generate: Any,
+    ) -> list[list[Sample]]:
+        """Samples for numbered prompts, drawn together: those that a call with all prompts in one list would give.
+
+        Args:
+            prompts: as :meth:`prompt` returns them.
+            numbers: place of each in the whole list, which decides its random numbers.
+            seed, num_return_sequences, num_candidates, generate: as in a call. Plain sampling only.
+
+        Raises:
+            PromptError: a setting is wrong, or is one that plain sampling does not know.
+        """
+        _check_sampling({**generate, "num_return_sequences": num_return_sequences, "num_candidates": num_candidates})
+        settings = _plain_settings(self._get_set_generation_params(self._prepare_generate_kwargs(generate)))
+        if settings is None:
+            raise PromptError(f"only plain sampling goes at scale (temperature, top_k, top_p), not {generate}")
+        wanted = max(num_return_sequences, num_candidates or 0)
+        groups = self._draw(list(prompts), list(numbers), wanted, seed, settings)
+        if num_candidates is not None:
+            groups = [best_of(group, num_return_sequences) for group in groups]
+        return [self.postprocess({"prompt": p, "drawn": group}) for p, group in zip(prompts, groups, strict=True)]
+
     def postprocess(self, model_outputs: dict[str, Any]) -> list[Sample]:  # type: ignore[override]
         """Samples of one prompt as dicts."""
         prompt, drawn = model_outputs["prompt"], model_outputs["drawn"]
@@ -307,7 +337,7 @@ def _trimmed(row: list[int]) -> list[int]:
 
 def _plain_settings(parameters: Mapping[str, Any]) -> SamplingSettings | None:
     """Settings for plain sampling, or None where ``model.generate`` is needed."""
-    others = {name for name, value in parameters.items() if value is not None} - _IRRELEVANT
+    others = {name for name, value in parameters.items() if value is not None and value is not False} - _IRRELEVANT
     if not parameters.get("do_sample") or others - {"temperature", "top_k", "top_p", "max_new_tokens", "do_sample"}:
         return None
     given = {name: parameters[name] for name in others - {"do_sample"}}

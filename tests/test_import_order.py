@@ -21,7 +21,10 @@ CORE = (
     *("samples", "pipeline"),
 )
 #: Modules and folders that only the installed package needs, from the bottom up.
-ABOVE = ("registration", "corpora", "training", "evaluation", "publishing", "demo", "doctor", "commands", "cli")
+ABOVE = (
+    *("registration", "generation", "corpora", "training", "evaluation", "publishing", "demo", "doctor"),
+    *("commands", "cli"),
+)
 #: Entry points: they may import everything and nothing imports them.
 TOP = ("__init__", "__main__")
 RANK = {name: rank for rank, name in enumerate((*CORE, *ABOVE, *TOP))}

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Mat2SeqError, PromptError
+from ..errors import PromptError
 from .files import crystal_file_name, lines
 
 if TYPE_CHECKING:
@@ -57,11 +57,13 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from ..generation import load_pipeline
+
     if args.samples < 1:
         raise PromptError(f"-n must be at least 1, not {args.samples}")
     notes = Console(stderr=True)
     with notes.status("loading the model"):
-        pipe = _load_pipeline(args.model)
+        pipe = load_pipeline(args.model)
     prompts = [pipe.prompt(asked, **_wishes(args)) for asked in _asked(args)]
     parts = -(-args.samples // _CHUNK)
     size = -(-args.samples // parts)
@@ -97,31 +99,6 @@ def _wishes(args: argparse.Namespace) -> dict[str, Any]:
     if re.fullmatch(r"\d{1,9}", str(wishes.get("space_group", ""))):
         wishes["space_group"] = int(wishes["space_group"])
     return wishes
-
-
-def _load_pipeline(model: str | None) -> Any:
-    import transformers
-
-    from ..registration import DEFAULT_MODEL, TASK
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    if model is None and not (DEFAULT_MODEL / "config.json").is_file():
-        raise Mat2SeqError("this installation has no model of its own; name one with --model")
-    if model is not None and Path(model).exists() and not (Path(model) / "config.json").is_file():
-        raise Mat2SeqError(f"{model} is no model folder: it has no config.json")
-    if model is not None and Path(model).is_dir() and not any(Path(model).glob("model*.safetensors")):
-        raise Mat2SeqError(f"{model} has no model.safetensors; weights in other formats are not read")
-    make: Any = transformers.pipeline  # its overloads know the tasks of transformers only
-    try:
-        # safetensors alone: reading pickled weights can run code of whoever wrote them
-        return make(TASK, model=model, model_kwargs={"use_safetensors": True})
-    except Mat2SeqError:
-        raise
-    except Exception as error:  # a broken folder raises nearly every type
-        reason = next(iter(str(error).splitlines()), "")
-        name = model or "the model in the package"
-        raise Mat2SeqError(f"{name} cannot be loaded: {type(error).__name__}: {reason}") from error
 
 
 def _write(

@@ -1,0 +1,230 @@
+"""Sampling for many prompts, in parts that a killed run does not lose.
+
+The prompts are sorted by the length of their answers and cut into batches, the same ones for every run of a job. The
+samples of a batch depend on nothing but the job, so that any process can draw any batch at any time: what is there when
+a run is killed is kept, and the next run, with however many processes, draws what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import Mat2SeqError
+from ..prompts import Prompt
+from .prompt_files import Asked, prompt_json
+from .schema import REJECTED_PROMPTS, SAMPLES
+
+__all__ = ["Job", "merge", "run_job"]
+
+_PLAN = "plan.json"
+_PARTS = "parts"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is drawn.
+
+    Attributes:
+        samples: kept for each prompt.
+        candidates: drawn for each prompt; the likeliest are kept. None for as many as are kept.
+        seed: with it, the name of the model and a prompt's number, a sample repeats.
+        rows: sequences in one batch.
+        settings: arguments for the pipeline, such as temperature and top_k.
+        wishes: fields of :class:`Prompt` for all prompts.
+    """
+
+    samples: int = 1
+    candidates: int | None = None
+    seed: int = 0
+    rows: int = 128
+    settings: tuple[tuple[str, Any], ...] = ()
+    wishes: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def drawn(self) -> int:
+        """Sequences drawn for each prompt."""
+        return max(self.samples, self.candidates or 0)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A batch: its file, and the numbers of its prompts."""
+
+    path: Path
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The batches of a job, and its prompts: by number, where they can be fulfilled."""
+
+    parts: tuple[_Part, ...]
+    prompts: dict[int, Prompt]
+    rejected: tuple[tuple[int, str], ...]
+
+
+def _expected_length(prompt: Prompt, pipe: Any) -> tuple[int, ...]:
+    """Something that grows with the length of the answers: tokens that are given, atoms."""
+    given = len(pipe.grammar.forced_prefix(prompt))
+    return (given, prompt.n_atoms or prompt.max_atoms or 0)
+
+
+def _plan(pipe: Any, asked: Sequence[Asked], job: Job, folder: Path) -> _Plan:
+    prompts: dict[int, Prompt] = {}
+    rejected: list[tuple[int, str]] = []
+    for number, one in enumerate(asked):
+        try:
+            prompts[number] = pipe.prompt(one.prompt, **dict(job.wishes))
+        except Mat2SeqError as error:
+            rejected.append((number, str(error)))
+    order = sorted(prompts, key=lambda number: (_expected_length(prompts[number], pipe), number))
+    size = max(1, job.rows // job.drawn)
+    groups = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
+    parts = tuple(_Part(folder / _PARTS / f"part-{i:06d}.parquet", group) for i, group in enumerate(groups))
+    return _Plan(parts, prompts, tuple(rejected))
+
+
+def _record(pipe: Any, asked: Sequence[Asked], job: Job, model: str) -> dict[str, Any]:
+    """What decides the samples of a job: a folder holds those of one job only."""
+    lines = "\n".join(f"{one.prompt_id}\t{json.dumps(one.prompt, sort_keys=True)}" for one in asked)
+    weights = hashlib.sha256()
+    for name, tensor in sorted(pipe.model.state_dict().items()):
+        weights.update(f"{name} {tuple(tensor.shape)} {float(tensor.double().sum())!r}".encode())
+    return {
+        **asdict(job),
+        "model": model,
+        "weights": weights.hexdigest()[:16],
+        "scheme": pipe.tokenizer.scheme,
+        "prompts": len(asked),
+        "prompts_sha256": hashlib.sha256(lines.encode()).hexdigest()[:16],
+    }
+
+
+def _open_folder(folder: Path, record: dict[str, Any]) -> None:
+    """Make the folder of a job, or check that it is the folder of this job."""
+    (folder / _PARTS).mkdir(parents=True, exist_ok=True)
+    plan = folder / _PLAN
+    text = json.dumps(record, indent=1) + "\n"
+    if not plan.is_file():
+        _replace(plan, text.encode())
+        return
+    try:
+        found = json.loads(plan.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Mat2SeqError(f"{plan} is no JSON; remove the folder or name another one") from error
+    wanted = json.loads(text)
+    for name in [*wanted, *(set(found) - set(wanted))]:
+        if found.get(name) != wanted.get(name):
+            raise Mat2SeqError(
+                f"{folder} holds samples of another job: {name} was {found.get(name)!r} and is now "
+                f"{wanted.get(name)!r}; use the same settings to go on, or another folder"
+            )
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that it is there in full or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def _write_table(path: Path, table: pa.Table) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table, temporary, compression="zstd")
+    return temporary.replace(path)
+
+
+def _rows_of(pipe: Any, asked: Sequence[Asked], job: Job, plan: _Plan, part: _Part, model: str) -> list[dict[str, Any]]:
+    prompts = [plan.prompts[number] for number in part.numbers]
+    answers = pipe.answer(
+        prompts,
+        numbers=part.numbers,
+        seed=job.seed,
+        num_return_sequences=job.samples,
+        num_candidates=job.candidates,
+        **dict(job.settings),
+    )
+    names = {name for name in SAMPLES.names if name not in ("prompt_id", "prompt", "sample_index", "seed", "model")}
+    rows = []
+    for number, prompt, samples in zip(part.numbers, prompts, answers, strict=True):
+        for index, sample in enumerate(samples):
+            row = {name: sample[name] for name in names & sample.keys()}
+            row |= {"prompt_id": asked[number].prompt_id, "prompt": prompt_json(prompt), "sample_index": index}
+            row |= {"seed": job.seed, "model": model, "scheme": pipe.tokenizer.scheme}
+            row["n_tokens"] = 2 + len(pipe.tokenizer.encode_text(sample["text"]))
+            rows.append(row)
+    return rows
+
+
+def run_job(
+    pipe: Any,
+    asked: Sequence[Asked],
+    job: Job,
+    folder: str | Path,
+    *,
+    model: str,
+    rank: int = 0,
+    processes: int = 1,
+) -> Iterator[int]:
+    """Draw what is missing of a job, and yield the number of prompts after each batch.
+
+    Process ``rank`` of ``processes`` draws every batch whose number leaves the remainder ``rank``. A batch is one
+    parquet file under ``folder/parts``. :func:`merge` joins them when all processes have come to their end.
+
+    Args:
+        pipe: a :class:`~mat2seq_hf.CrystalGenerationPipeline`.
+        asked: the prompts; those that cannot be fulfilled are set aside in ``folder/rejected.parquet`` with a reason.
+        job: what is drawn for each.
+        folder: where it is written. If it holds parts of the same job they are kept.
+        model: the name of the model, written in every row.
+        rank, processes: which share of the batches is drawn here.
+
+    Raises:
+        Mat2SeqError: the folder belongs to another job, or no prompt can be fulfilled.
+    """
+    folder = Path(folder)
+    plan = _plan(pipe, asked, job, folder)
+    if not plan.prompts:
+        raise Mat2SeqError(f"none of {len(asked)} prompts can be fulfilled; the first one: {plan.rejected[0][1]}")
+    _open_folder(folder, _record(pipe, asked, job, model))
+    if plan.rejected and rank == 0:
+        rows = [
+            {"prompt_id": asked[n].prompt_id, "prompt": json.dumps(asked[n].prompt), "reason": reason}
+            for n, reason in plan.rejected
+        ]
+        _write_table(folder / "rejected.parquet", pa.Table.from_pylist(rows, REJECTED_PROMPTS))
+    for number, part in enumerate(plan.parts):
+        if number % processes == rank:
+            if not part.path.is_file():
+                rows = _rows_of(pipe, asked, job, plan, part, model)
+                _write_table(part.path, pa.Table.from_pylist(rows, SAMPLES))
+            yield len(part.numbers)
+
+
+def merge(folder: str | Path, asked: Sequence[Asked]) -> Path:
+    """Join the parts of a finished job in ``folder/samples.parquet``, in the order of the prompts.
+
+    Raises:
+        Mat2SeqError: prompts are missing, as when one of several processes was killed.
+    """
+    folder = Path(folder)
+    table = pa.concat_tables(pq.read_table(path) for path in sorted((folder / _PARTS).glob("part-*.parquet")))
+    rejected = folder / "rejected.parquet"
+    aside = set(pq.read_table(rejected)["prompt_id"].to_pylist()) if rejected.is_file() else set()
+    found = set(table["prompt_id"].to_pylist())
+    missing = [one.prompt_id for one in asked if one.prompt_id not in found | aside]
+    if missing:
+        raise Mat2SeqError(f"{len(missing)} prompts have no samples yet, {missing[0]!r} first: run the command again")
+    place = {one.prompt_id: number for number, one in enumerate(asked)}
+    keys = pa.array([place[name] for name in table["prompt_id"].to_pylist()])
+    table = table.append_column("place", keys).sort_by([("place", "ascending"), ("sample_index", "ascending")])
+    return _write_table(folder / "samples.parquet", table.drop_columns(["place"]))
