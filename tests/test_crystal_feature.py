@@ -151,7 +151,8 @@ def test_json_never_imports_what_a_file_names(crystals: dict[str, Structure]) ->
 
 
 def test_pymatgen_orders_what_makes_whole_atoms() -> None:
-    half = Structure(Lattice.cubic(4.0), [{"Na": 0.5, "K": 0.5}, {"Cl": 1.0}], [[0, 0, 0], [0.5] * 3])
+    species: list[Any] = [{"Na": 0.5, "K": 0.5}, "Cl"]
+    half = Structure(Lattice.cubic(4.0), species, [[0, 0, 0], [0.5] * 3])
     with pytest.raises(CrystalError, match="supercell"):
         ordered(json.dumps(half.as_dict()))
     double = ordered(json.dumps((half * (2, 1, 1)).as_dict()))

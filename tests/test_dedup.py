@@ -1,0 +1,127 @@
+"""Laws of deduplication: descriptions of one crystal fall together, different crystals stay apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pymatgen.core import Structure
+
+from mat2seq_hf.canonical import canonicalize
+from mat2seq_hf.cli import main
+from mat2seq_hf.corpora.dedup import dedup
+from mat2seq_hf.corpora.duplicates import first_of_each, leakage, near_groups, text_digests
+from mat2seq_hf.corpora.prepare import prepare
+from mat2seq_hf.corpora.schema import shard_paths
+from mat2seq_hf.errors import Mat2SeqError
+from mat2seq_hf.evaluation.equivalents import random_equivalent
+
+NAMES = ("BaTiO3", "quartz", "quartz mirrored", "ZnO")
+
+
+@pytest.fixture(scope="module")
+def described(crystals: dict[str, Structure], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four crystals, three descriptions each, the mirror images of quartz among them, and one row that is none."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"{name}-{number}", json.dumps(random_equivalent(crystals[name], rng).as_dict()))
+        for number in range(3)
+        for name in NAMES
+    ]
+    rows.insert(5, ("nothing", "no crystal"))
+    path = tmp_path_factory.mktemp("described") / "crystals.parquet"
+    pd.DataFrame(rows, columns=["id", "structure"]).to_parquet(path)
+    return path
+
+
+def test_descriptions_of_one_crystal_are_duplicates_and_mirror_images_are_not(described: Path, tmp_path: Path) -> None:
+    report = dedup([described], tmp_path, num_proc=1, progress=False)
+    assert (report.read, report.distinct, report.duplicates, report.rejected) == (13, 4, 8, 1)
+    assert sorted(report.groups) == sorted([f"{name}-{number}" for number in range(3)] for name in NAMES)
+    unique = pd.read_csv(tmp_path / "unique.csv")
+    assert list(unique["id"]) == [f"{name}-0" for name in NAMES]
+    members = pd.read_csv(tmp_path / "duplicates.csv")
+    assert len(members) == 12
+    assert all(len(set(group["text"])) == 1 for _, group in members.groupby("group"))
+
+
+def test_counts_add_up_when_duplicates_are_removed_and_what_is_left_is_distinct(
+    described: Path, tmp_path: Path
+) -> None:
+    kept = prepare([described], tmp_path / "kept", num_proc=1, chunk_size=4, progress=False)
+    report = prepare([described], tmp_path / "out", duplicates="remove", num_proc=1, chunk_size=4, progress=False)
+    assert (kept.read, kept.encoded, kept.rejected, kept.duplicates, kept.removed) == (13, 12, 1, 8, 0)
+    assert (report.read, report.encoded, report.rejected, report.removed) == (13, 4, 1, 8)
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["removed"] == 8
+    texts = [text for path in shard_paths(tmp_path / "out") for text in pq.read_table(path)["text"].to_pylist()]
+    assert len(texts) == len(set(texts)) == 4
+    listed = pq.read_table(tmp_path / "out" / "duplicates.parquet").to_pylist()
+    assert listed == pq.read_table(tmp_path / "kept" / "duplicates.parquet").to_pylist()
+    assert all(row["id"][:-1] == row["first_id"][:-1] and row["first_id"].endswith("0") for row in listed)
+    again = prepare([described], tmp_path / "out", duplicates="remove", num_proc=1, chunk_size=4, progress=False)
+    assert again == report
+
+
+def test_leakage_between_splits_is_counted_in_both(described: Path, tmp_path: Path) -> None:
+    table = pd.read_parquet(described)
+    table.iloc[:5].to_parquet(tmp_path / "train.parquet")
+    table.iloc[6:8].to_parquet(tmp_path / "val.parquet")
+    for split in ("train", "val"):
+        prepare([tmp_path / f"{split}.parquet"], tmp_path / split, num_proc=1, progress=False)
+    (overlap,) = leakage({"train": tmp_path / "train", "val": tmp_path / "val"})
+    assert (overlap.sequences, overlap.rows_of_first, overlap.rows_of_second) == (2, 2, 2)
+
+
+def test_the_first_of_each_value_is_found_whatever_the_chunks() -> None:
+    words = list("abcabdaxyzx")
+    expected = [words.index(word) for word in words]
+    assert first_of_each(text_digests(words)).tolist() == expected
+    chunks = pa.chunked_array([text_digests(words[:4]), text_digests(words[4:5]), text_digests(words[5:])])
+    assert first_of_each(chunks).tolist() == expected
+    assert first_of_each(text_digests([])).tolist() == []
+
+
+def test_near_duplicates_differ_by_less_than_the_tolerance(crystals: dict[str, Structure]) -> None:
+    rutile = crystals["rutile"]
+    stretched = rutile.copy()
+    stretched.apply_strain(0.004)  # 0.018 angstrom along a
+    far = rutile.copy()
+    far.apply_strain(0.03)
+    texts = [canonicalize(c).text for c in (rutile, crystals["ZnO"], stretched, far, crystals["NaCl"])]
+    assert near_groups(texts, 0.03).tolist() == [0, 1, 0, 3, 4]
+    assert near_groups(texts, 0.01).tolist() == [0, 1, 2, 3, 4]
+    assert near_groups([], 0.1).tolist() == []
+
+
+def test_exact_duplicates_stay_together_among_near_ones(crystals: dict[str, Structure], tmp_path: Path) -> None:
+    stretched = crystals["rutile"].copy()
+    stretched.apply_strain(0.004)
+    chosen = [crystals["ZnO"], stretched, crystals["rutile"], stretched, crystals["ZnO"]]
+    cifs = [crystal.to(fmt="cif", significant_figures=12) for crystal in chosen]
+    pd.DataFrame({"id": list("abcde"), "cif": cifs}).to_parquet(tmp_path / "crystals.parquet")
+    report = dedup([tmp_path / "crystals.parquet"], near=0.03, num_proc=1, progress=False)
+    assert sorted(report.groups) == [["a", "e"], ["b", "c", "d"]]
+    with pytest.raises(Mat2SeqError, match="near is a tolerance"):
+        dedup([tmp_path / "crystals.parquet"], near=-1.0)
+
+
+def test_the_commands_say_what_they_found(described: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dedup", str(described), "-o", str(tmp_path / "out"), "--num-proc", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "13 crystals: 4 distinct, 8 duplicates in 4 groups, 1 set aside" in said
+    splits = tmp_path / "data"
+    splits.mkdir()
+    for split in ("train", "val"):
+        (splits / f"{split}.parquet").write_bytes(described.read_bytes())
+    assert main(["prepare", str(splits), "--splits", "-o", str(tmp_path / "prepared"), "--num-proc", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "val: 13 crystals read, 12 encoded (8 of them repeat an earlier one), 1 set aside" in said
+    assert "shared canonical sequences" in said
+    assert main(["dedup", *(str(tmp_path / "prepared" / split) for split in ("train", "val"))]) == 0
+    assert "shared canonical sequences" in capsys.readouterr().out
+    assert main(["prepare", str(tmp_path), "--splits", "-o", str(tmp_path / "other")]) == 2

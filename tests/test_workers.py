@@ -1,0 +1,134 @@
+"""Laws of the worker processes and of interrupted runs: no row can stop the others, and no kill changes the result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from mat2seq_hf.corpora.encode import EncodeSettings, encode_row
+from mat2seq_hf.corpora.formats import InputRow
+from mat2seq_hf.corpora.load import SAMPLE_CORPUS
+from mat2seq_hf.corpora.prepare import prepare
+from mat2seq_hf.corpora.workers import Worker
+from mat2seq_hf.errors import Mat2SeqError
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 48 crystals of the sample corpus."""
+    path = tmp_path_factory.mktemp("few") / "few.parquet"
+    pq.write_table(pq.read_table(SAMPLE_CORPUS).slice(0, 48), path)
+    return path
+
+
+def act(
+    rows: list[str], folder: str, doomed: Mapping[int, str], begin: Callable[[int], None]
+) -> list[tuple[str, str | None]]:
+    """Do what the rows say; runs in the worker."""
+    done = []
+    for index, row in enumerate(rows):
+        if index not in doomed:
+            begin(index)
+            if row == "hang":
+                while True:
+                    pass
+            if row == "crash" or (row == "crash once" and not (Path(folder) / "crashed").exists()):
+                (Path(folder) / "crashed").touch()
+                os.kill(os.getpid(), signal.SIGSEGV)
+            if row == "raise":
+                raise Mat2SeqError("bad input")
+        done.append((row, doomed.get(index)))
+    return done
+
+
+def test_a_row_that_hangs_or_crashes_is_named_and_the_others_are_done(tmp_path: Path) -> None:
+    worker = Worker(act, seconds=1)
+    begun: list[int] = []
+    rows = ["good", "hang", "good", "crash", "crash once", "good"]
+    done = worker.run(rows, str(tmp_path), on_row=lambda: begun.append(1))
+    assert [row for row, _ in done] == rows
+    reasons = {row: reason for row, reason in done if reason}
+    assert reasons == {"hang": "took more than 1 s of processor time", "crash": "died with SIGSEGV"}
+    assert len(begun) == len(rows)
+    with pytest.raises(Mat2SeqError, match="bad input"):
+        worker.run(["raise"], str(tmp_path))
+    assert worker.run(["good"], str(tmp_path)) == [("good", None)]
+    worker.close()
+
+
+def test_a_script_without_a_guard_may_prepare(few: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from mat2seq_hf.corpora.prepare import prepare\n"
+        f"print(prepare([{str(few)!r}], {str(tmp_path / 'out')!r}, num_proc=2, progress=False).encoded)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout == "48\n"
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.parametrize("duplicates", ["report", "remove"])
+def test_a_run_killed_at_any_moment_ends_in_the_same_bytes(duplicates: str, few: Path, tmp_path: Path) -> None:
+    prepare([few], tmp_path / "whole", num_proc=1, chunk_size=4, duplicates=duplicates, progress=False)
+    killed = tmp_path / "killed"
+    folder = killed / "all" if duplicates == "remove" else killed
+    code = f"""
+from mat2seq_hf.corpora.prepare import prepare
+prepare([{str(few)!r}], {str(killed)!r}, num_proc=2, chunk_size=4, duplicates={duplicates!r}, progress=False)
+"""
+    for name in ("part-00001.parquet", "part-00009.parquet"):
+        process = subprocess.Popen([sys.executable, "-c", code])
+        while not (folder / name).exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    done = {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*.parquet")}
+    assert len(done) > 1
+    report = prepare([few], killed, num_proc=2, chunk_size=4, duplicates=duplicates, progress=False)
+    assert report.read == report.encoded == 48
+    assert _hashes(killed) == _hashes(tmp_path / "whole")
+    assert {name: (folder / name).stat().st_mtime_ns for name in done} == done
+
+
+def test_two_runs_into_one_folder_are_refused(few: Path, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".lock"), pytest.raises(Mat2SeqError, match="another run is writing"):
+        prepare([few], tmp_path, progress=False)
+
+
+def test_disorder_is_set_aside_or_ordered_or_ends_the_run(tmp_path: Path) -> None:
+    species: list[Any] = [{"Na": 0.5, "K": 0.5}, "Cl"]
+    half = Structure(Lattice.cubic(4.0), species, [[0, 0, 0], [0.5] * 3]) * (2, 1, 1)
+    (tmp_path / "half.json").write_text(json.dumps(half.as_dict()))
+    report = prepare([tmp_path / "half.json"], tmp_path / "a", num_proc=1, progress=False)
+    assert (report.encoded, report.rejected) == (0, 1)
+    assert "disordered" in pq.read_table(tmp_path / "a" / "rejected.parquet")["reason"][0].as_py()
+    assert (tmp_path / "a" / "rejected.csv").read_text().count("\n") == 2
+    report = prepare([tmp_path / "half.json"], tmp_path / "a", num_proc=1, on_disorder="order", progress=False)
+    assert (report.encoded, report.rejected) == (1, 0)
+    with pytest.raises(Mat2SeqError, match=r"half\.json.*disordered.*on_disorder"):
+        prepare([tmp_path / "half.json"], tmp_path / "b", num_proc=1, on_disorder="error", progress=False)
+    with pytest.raises(Mat2SeqError, match="on_disorder is one of"):
+        EncodeSettings(on_disorder="ignore")
+
+
+def test_what_a_parser_did_not_expect_is_a_reason_too() -> None:
+    row = encode_row(InputRow("x", '{"lattice": [[1, 0, 0]], "numbers": [1], "frac_coords": 7}', "x.json"))
+    assert row["reason"]
