@@ -23,7 +23,7 @@ EXAMPLES = """examples:
   mat2seq evaluate stability out/ --train prepared/mp_20/train --corpus mp_20/train.parquet -o results/stability
   mat2seq evaluate conditional low.parquet --below 0.5 --labels mp_20/val.parquet -o results/low_gap
   mat2seq evaluate literature published/ --runs run1.parquet run2.parquet run3.parquet -o results/literature
-  mat2seq evaluate descriptions mp_20/test.parquet --crystals 500 -o results/descriptions
+  mat2seq evaluate descriptions mp_20/test.parquet --number 500 -o results/descriptions
   mat2seq evaluate efficiency --reference mp_20/val.parquet --prompts 10 -o results/efficiency
 
 mat2seq evaluate TASK --help tells the options of a task; docs/evaluation.md says what each figure is.
@@ -98,7 +98,7 @@ def _write(
     console.print(f"report, table and plot are in {args.output}", highlight=False, markup=False)
 
 
-_INPUTS = ("samples", "reference", "ids", "train", "corpus", "labels", "published", "runs", "crystals_file", "model")
+_INPUTS = ("samples", "reference", "ids", "train", "corpus", "labels", "published", "runs", "crystals", "model")
 
 
 def _names(value: Any) -> str:
@@ -178,6 +178,126 @@ def _denovo(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, An
     return evaluate_denovo(read_samples(args.samples), references, args.train, settings)
 
 
+def _declare_stability(parser: argparse.ArgumentParser) -> None:
+    _declare_samples(parser)
+    _declare_novelty(parser)
+    add = parser.add_argument
+    add("--corpus", required=True, metavar="CORPUS", help="crystals of the hull: a table with a column cif, or CIFs")
+    add("--calculator", default="chgnet", help="chgnet (default), or module:function that returns an ASE calculator")
+    add("--cache", type=Path, metavar="FOLDER", help="keeps relaxations and single points (default: OUTPUT/cache)")
+    add("--fmax", type=float, default=0.1, help="forces in eV/angstrom that count as relaxed (default: 0.1)")
+    add("--steps", type=int, default=200, help="steps of relaxation at most (default: 200)")
+    add("--metastable", type=float, default=0.1, help="eV/atom above the hull (default: 0.1)")
+
+
+def _stability(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from ..evaluation.sources import read_samples
+    from ..evaluation.stability import StabilitySettings, evaluate_stability
+
+    settings = StabilitySettings(
+        calculator=args.calculator,
+        fmax=args.fmax,
+        steps=args.steps,
+        metastable=args.metastable,
+        **_common(args) | {"timeout": max(args.timeout, 600.0)},
+    )
+    cache = args.cache or args.output / "cache"
+    return evaluate_stability(read_samples(args.samples), args.corpus, args.train, cache, settings)
+
+
+def _declare_conditional(parser: argparse.ArgumentParser) -> None:
+    _declare_samples(parser)
+    _declare_novelty(parser)
+    add = parser.add_argument
+    add("--below", type=float, metavar="VALUE", help="asked: less than this")
+    add("--above", type=float, metavar="VALUE", help="asked: more than this")
+    add("--property", default="band_gap", help="column of the labels (default: band_gap)")
+    add(
+        "--labels",
+        metavar="CORPUS",
+        help="trains the default judge: crystals with labels, which the model has not seen",
+    )
+    add("--judge", metavar="NAME", help="another judge: an entry point in mat2seq_hf.judges, or module:function")
+    add("--cache", type=Path, metavar="FILE", help="keeps the descriptors of the labelled crystals (.npz)")
+
+
+def _conditional(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from ..evaluation.conditional import ConditionalSettings, evaluate_conditional
+    from ..evaluation.sources import read_references, read_samples
+
+    if args.below is None and args.above is None:
+        raise Mat2SeqError("say what was asked for: --below or --above")
+    if (args.labels is None) == (args.judge is None):
+        raise Mat2SeqError("give either --labels, for the default judge, or --judge")
+    settings = ConditionalSettings(
+        property=args.property, below=args.below, above=args.above, judge=args.judge, **_common(args)
+    )
+    labels = read_references(args.labels) if args.labels else None
+    return evaluate_conditional(read_samples(args.samples), labels, args.train, settings, args.cache)
+
+
+def _declare_literature(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("published", metavar="COMPOUNDS", help="CIFs (file, folder, table), or a .txt file with one formula a line")
+    add("--runs", nargs="+", required=True, metavar="SAMPLES", help="samples of each run: tables, folders or archives")
+    add("--ltol", type=float, default=0.3, help="StructureMatcher, lengths (default: 0.3)")
+    add("--stol", type=float, default=0.5, help="StructureMatcher, sites (default: 0.5)")
+    add("--angle-tol", type=float, default=10.0, help="StructureMatcher, angles in degree (default: 10)")
+
+
+def _literature(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from ..evaluation.literature import LiteratureSettings, evaluate_literature, read_compounds
+    from ..evaluation.sources import read_samples
+
+    settings = LiteratureSettings(ltol=args.ltol, stol=args.stol, angle_tol=args.angle_tol, **_common(args))
+    return evaluate_literature([read_samples([run]) for run in args.runs], read_compounds(args.published), settings)
+
+
+def _declare_descriptions(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("crystals", metavar="CORPUS", help="a table with a column cif, or a folder of CIFs")
+    add("--methods", nargs="+", metavar="NAME", help="mat2seq_hf, symmetrised_cif, cif (default: all), module:function")
+    add("--number", type=int, default=500, help="random crystals; 0 takes all (default: 500)")
+    add("--equivalents", type=int, default=5, help="descriptions of each kind (default: 5)")
+    add("--seed", type=int, default=0, help="of crystals and transformations (default: 0)")
+
+
+def _descriptions(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from ..evaluation.descriptions import METHODS, DescriptionSettings, evaluate_descriptions
+    from ..evaluation.sources import read_references
+
+    settings = DescriptionSettings(
+        methods=tuple(args.methods or METHODS),
+        crystals=args.number or None,
+        equivalents=args.equivalents,
+        seed=args.seed,
+        **_common(args) | {"timeout": max(args.timeout, 300.0)},
+    )
+    return evaluate_descriptions(read_references(args.crystals), settings)
+
+
+def _declare_efficiency(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--reference", required=True, metavar="CORPUS", help="crystals whose compositions are asked for")
+    add("--prompts", type=int, default=10, help="random crystals of it (default: 10)")
+    add("--samples-per-prompt", type=int, default=20, metavar="K", help="drawn together (default: 20)")
+    add("--model", help="folder or Hub name of a model (default: the one in the package)")
+    add("--threads", type=int, help="of the processor (default: torch's choice)")
+    add("--seed", type=int, default=0, help="of crystals and samples (default: 0)")
+
+
+def _efficiency(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    import random
+
+    from ..evaluation.efficiency import EfficiencySettings, evaluate_efficiency
+    from ..evaluation.sources import read_references
+
+    references = read_references(args.reference)
+    chosen = random.Random(args.seed).sample(references, min(args.prompts, len(references)))
+    settings = EfficiencySettings(args.model, args.samples_per_prompt, args.seed, args.threads, not args.quiet)
+    return evaluate_efficiency(chosen, settings)
+
+
 _Task = tuple[
     str,
     Callable[[argparse.ArgumentParser], None],
@@ -187,4 +307,9 @@ _Task = tuple[
 _TASKS: dict[str, _Task] = {
     "csp": ("structure prediction: do samples match the crystals asked for?", _declare_csp, _csp),
     "denovo": ("free generation: validity, uniqueness, novelty, coverage, distributions", _declare_denovo, _denovo),
+    "stability": ("relaxation, energy above the hull, and S.U.N., by a potential", _declare_stability, _stability),
+    "conditional": ("generation with an asked property: success by a judge", _declare_conditional, _conditional),
+    "literature": ("compounds with published structures: validity over several runs", _declare_literature, _literature),
+    "descriptions": ("does a text stay the same for other cells of a crystal?", _declare_descriptions, _descriptions),
+    "efficiency": ("parameters, time for 20 samples, time for a valid crystal", _declare_efficiency, _efficiency),
 }

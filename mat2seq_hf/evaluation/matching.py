@@ -215,9 +215,10 @@ class Matcher:
 
         lattice = Lattice.from_parameters(*parameters)
         unit = (n_atoms / lattice.volume) ** (1 / 3)
-        reduced = np.array(lattice.lll_matrix)
+        reduced: _Floats = np.array(lattice.lll_matrix)
         reach: Any = 2 * self.stol * np.linalg.norm(np.linalg.inv(reduced), axis=0) / unit
-        return _Mean(reduced, np.linalg.inv(lattice.lll_mapping), reach, unit)
+        into: Any = np.linalg.inv(lattice.lll_mapping)
+        return _Mean(reduced, into, reach, unit)
 
 
 def _distance(coords: _Floats, moved: _Floats, mask: NDArray[np.int64], mean: _Mean) -> float:

@@ -25,13 +25,13 @@ from . import pool
 from .crystals import Examined, examine_all
 from .matching import Matcher, ReducedCrystal
 
-__all__ = ["NOVELTY_MATCHER", "Corpus", "mark_novel", "mark_unique", "read_corpus"]
+__all__ = ["NOVELTY_MATCHER", "Corpus", "formula_of_cif", "mark_novel", "mark_unique", "read_corpus", "reduced_formula"]
 
 #: StructureMatcher's own defaults.
 NOVELTY_MATCHER = Matcher(ltol=0.2, stol=0.3, angle_tol=5.0)
 
 _SUM = re.compile(r"^_chemical_formula_sum\s+(['\"]?)(?P<formula>[^'\"\n]+)\1\s*$", re.MULTILINE)
-_WORD = re.compile(r"([A-Z][a-z]?)(\d*)")
+_WORDS = re.compile(r"([A-Z][a-z]?\d*\s*)+")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Corpus:
     crystals: Mapping[tuple[int, ...], Sequence[ReducedCrystal]]
 
 
-def _reduced_formula(formula: str) -> str | None:
+def reduced_formula(formula: str) -> str | None:
     """Reduced formula of ``"Ba1 Ti1 O3"`` as pymatgen writes it, or None if it is none."""
     from pymatgen.core import Composition
 
@@ -59,6 +59,12 @@ def _reduced_formula(formula: str) -> str | None:
         return str(Composition(formula.replace(" ", "")).reduced_formula)
     except ValueError:
         return None
+
+
+def formula_of_cif(cif: str) -> str | None:
+    """The formula that a CIF states, such as ``"Ba1 Ti1 O3"``, without reading the rest."""
+    found = _SUM.search(cif)
+    return found["formula"].strip() if found and _WORDS.fullmatch(found["formula"].strip()) else None
 
 
 def _formula_of_text(text: str) -> str:
@@ -75,14 +81,13 @@ def _candidates(path: Path, wanted: set[str]) -> Iterator[tuple[str | None, str 
             for text in pq.read_table(shard, columns=["text"]).column("text").to_pylist():
                 formula = _formula_of_text(text)
                 if formula not in known:
-                    known[formula] = _reduced_formula(formula) in wanted
+                    known[formula] = reduced_formula(formula) in wanted
                 yield text, cif_text(CanonicalCrystal.from_text(text)) if known[formula] else None
         return
     for row in read_rows([path]):
-        found = _SUM.search(row.text)
-        formula = found["formula"] if found and _WORD.match(found["formula"]) else ""
+        formula = formula_of_cif(row.text) or ""
         if formula not in known:  # without a formula in the file it has to be read
-            known[formula] = not formula or _reduced_formula(formula) in wanted
+            known[formula] = not formula or reduced_formula(formula) in wanted
         yield None, row.text if known[formula] else None
 
 

@@ -78,6 +78,8 @@ def run(
     timeout: float = 60.0,
     label: str = "",
     progress: bool = True,
+    heavy: bool = False,
+    collect: Callable[[int, Outcome], None] | None = None,
 ) -> list[Outcome]:
     """Apply a function to every task.
 
@@ -88,24 +90,37 @@ def run(
         timeout: seconds for one task.
         label: beside the progress bar.
         progress: show one.
+        heavy: tasks of many seconds each, which are worth processes even if they are few.
+        collect: called with index and outcome as soon as a task is done, to keep what a killed run has finished.
 
     Returns:
         one outcome for each task, in their order.
     """
     with tqdm(total=len(tasks), desc=label, disable=not progress, leave=False, delay=1) as bar:
-        if processes == 1 or len(tasks) < _IN_PROCESS:
+
+        def report(index: int, outcome: Outcome) -> None:
+            bar.update()
+            if collect is not None:
+                collect(index, outcome)
+
+        if processes == 1 or len(tasks) < (2 if heavy else _IN_PROCESS):
             done = []
-            for task in tasks:
+            for index, task in enumerate(tasks):
                 done.append(_attempt(function, task, timeout))
-                bar.update()
+                report(index, done[-1])
             return done
-        return _run_in_processes(function, tasks, processes, timeout, bar)
+        size = 1 if heavy else max(1, min(64, len(tasks) // (8 * processes)))
+        return _run_in_processes(function, tasks, processes, timeout, size, report)
 
 
 def _run_in_processes(
-    function: Callable[[Any], Any], tasks: Sequence[Any], processes: int, timeout: float, bar: tqdm[None]
+    function: Callable[[Any], Any],
+    tasks: Sequence[Any],
+    processes: int,
+    timeout: float,
+    size: int,
+    report: Callable[[int, Outcome], None],
 ) -> list[Outcome]:
-    size = max(1, min(64, len(tasks) // (8 * processes)))
     chunks = {first: tasks[first : first + size] for first in range(0, len(tasks), size)}
     done: dict[int, list[Outcome]] = {}
     context = multiprocessing.get_context("spawn")  # forking a process that has threads can hang
@@ -113,24 +128,29 @@ def _run_in_processes(
         with ProcessPoolExecutor(processes, mp_context=context) as pool:
             waiting = {pool.submit(_attempt_all, function, chunk, timeout): first for first, chunk in chunks.items()}
             for future in as_completed(waiting):
-                done[waiting[future]] = future.result()
-                bar.update(len(done[waiting[future]]))
+                first = waiting[future]
+                done[first] = future.result()
+                for place, outcome in enumerate(done[first], start=first):
+                    report(place, outcome)
     except BrokenProcessPool:  # some task killed its process: go on one by one, to learn which
-        for first in chunks.keys() - done.keys():
-            done[first] = _one_by_one(function, chunks[first], timeout, bar)
+        for first in [first for first in chunks if first not in done]:
+            done[first] = []
+            for place, outcome in enumerate(_one_by_one(function, chunks[first], timeout), start=first):
+                done[first].append(outcome)
+                report(place, outcome)
     return [outcome for first in chunks for outcome in done[first]]
 
 
-def _one_by_one(function: Callable[[Any], Any], tasks: Sequence[Any], timeout: float, bar: tqdm[None]) -> list[Outcome]:
+def _one_by_one(function: Callable[[Any], Any], tasks: Sequence[Any], timeout: float) -> Iterator[Outcome]:
     """The same in a process of its own, which is replaced whenever a task kills it."""
-    done: list[Outcome] = []
-    while len(done) < len(tasks):
+    count = 0
+    while count < len(tasks):
         try:
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                for task in tasks[len(done) :]:
-                    done.append(pool.submit(_attempt, function, task, timeout).result())
-                    bar.update()
+                while count < len(tasks):
+                    outcome = pool.submit(_attempt, function, tasks[count], timeout).result()
+                    count += 1
+                    yield outcome
         except BrokenProcessPool:
-            done.append(Outcome(None, "crash"))
-            bar.update()
-    return done
+            count += 1
+            yield Outcome(None, "crash")

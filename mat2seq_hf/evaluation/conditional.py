@@ -1,0 +1,144 @@
+"""Generation with an asked property: how many samples does a judge put where they were asked to be?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .crystals import examine_all
+from .csp import kinds_of_reasons
+from .denovo import counts_of, uniqueness_and_novelty
+from .judges import Judge, load_judge, train_judge
+from .schema import Figure, share
+from .sources import Reference, SampleText
+
+__all__ = ["ConditionalSettings", "evaluate_conditional"]
+
+
+@dataclass(frozen=True)
+class ConditionalSettings:
+    """What was asked for and who judges.
+
+    Attributes:
+        property: column of the labels.
+        below, above: the asked range, in the unit of the labels; None leaves a side open.
+        judge: name of a judge, see :func:`.judges.load_judge`; None trains the default one on labels.
+        processes, timeout, progress: see :func:`.pool.run`.
+    """
+
+    property: str = "band_gap"
+    below: float | None = None
+    above: float | None = None
+    judge: str | None = None
+    processes: int = 1
+    timeout: float = 60.0
+    progress: bool = True
+
+    def inside(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which values lie in the asked range; nan does not."""
+        low = -math.inf if self.above is None else self.above
+        high = math.inf if self.below is None else self.below
+        found: NDArray[np.bool_] = (values > low) & (values < high)
+        return found
+
+    def words(self) -> str:
+        """The asked range in words."""
+        parts = [
+            f"above {self.above:g}" if self.above is not None else "",
+            f"below {self.below:g}" if self.below is not None else "",
+        ]
+        return f"{self.property} " + " and ".join(part for part in parts if part)
+
+
+def evaluate_conditional(
+    texts: Sequence[SampleText],
+    labelled: Sequence[Reference] | None,
+    train: str | Path | None,
+    settings: ConditionalSettings,
+    cache: Path | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Judge samples that were asked to have a property.
+
+    Args:
+        texts: see :func:`.sources.read_samples`.
+        labelled: crystals with the property that the generator was not trained on, for the default judge.
+        train: corpus for novelty, see :func:`.novelty.read_corpus`.
+        settings: see :class:`ConditionalSettings`.
+        cache: file that keeps the descriptors of ``labelled``.
+
+    Returns:
+        counts, figures, reasons, tables and notes of the report, and the rows of per_sample.parquet.
+
+    Raises:
+        Mat2SeqError: there is no such judge, or nothing to train the default one on.
+    """
+    options: dict[str, Any] = {
+        "processes": settings.processes,
+        "timeout": settings.timeout,
+        "progress": settings.progress,
+    }
+    judge: Judge
+    if settings.judge is not None:
+        judge = load_judge(settings.judge)
+    else:
+        judge = train_judge(labelled or [], settings.property, settings.inside, cache, **options)
+    samples = examine_all([text.cif for text in texts], canonical=True, label="reading samples", **options)
+    unique, novel, notes = uniqueness_and_novelty(samples, train, **options)
+    predicted = np.full(len(texts), np.nan)
+    readable = [place for place, sample in enumerate(samples) if sample.readable and sample.valid_structure]
+    if readable:
+        predicted[readable] = np.asarray(judge([texts[place].cif or "" for place in readable]), dtype=float)
+    success = settings.inside(predicted)
+    rows = [
+        {
+            "prompt_id": text.prompt_id,
+            "sample_index": max(text.index, 0),
+            "source": text.source,
+            **sample.row(),
+            "reason": text.reason if text.cif is None else sample.reason,
+            "unique": unique[place],
+            "novel": novel[place],
+            "predicted": None if math.isnan(predicted[place]) else float(predicted[place]),
+            "success": bool(success[place]),
+            "outcome": "ok",
+        }
+        for place, (text, sample) in enumerate(zip(texts, samples, strict=True))
+    ]
+    name = getattr(judge, "name", settings.judge)
+    errors: dict[str, Figure] = getattr(judge, "errors", {})
+    notes = [
+        f"Asked: {settings.words()}. Judge: {name}; it is no measurement, its error stands beside the success rate.",
+        "Samples without a valid structure are not judged and are no success.",
+        *notes,
+    ]
+    report = {
+        "settings": asdict(settings),
+        "counts": counts_of(texts, samples),
+        "figures": _figures(rows) | errors,
+        "reasons": kinds_of_reasons(rows),
+        "tables": {},
+        "notes": notes,
+    }
+    return report, rows
+
+
+def _figures(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
+    figures = {
+        "success": share(row["success"] for row in rows),
+        "success_valid": share(row["success"] for row in rows if row["valid"]),
+        "readable": share(row["readable"] for row in rows),
+        "valid_structure": share(row["valid_structure"] for row in rows),
+    }
+    if any(row["valid_composition"] is not None for row in rows):
+        figures["valid"] = share(row["valid"] for row in rows)
+    figures["unique"] = share(row["unique"] for row in rows)
+    if any(row["novel"] is not None for row in rows):
+        figures["novel"] = share(bool(row["novel"]) for row in rows)
+        figures["unique_novel"] = share(bool(row["novel"] and row["unique"]) for row in rows)
+    return figures

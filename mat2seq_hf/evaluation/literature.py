@@ -1,0 +1,210 @@
+"""Compounds from the literature: is what a model proposes for them valid, and is the published structure among it?"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..corpora.prepare import read_rows
+from ..errors import Mat2SeqError
+from . import pool
+from .crystals import Examined, examine, examine_all
+from .csp import kinds_of_reasons
+from .matching import Matcher
+from .novelty import reduced_formula
+from .schema import Figure, clustered_mean, share
+from .sources import SampleText
+
+__all__ = ["Compound", "LiteratureSettings", "evaluate_literature", "read_compounds"]
+
+
+@dataclass(frozen=True)
+class Compound:
+    """A compound by its reduced formula, with its published structure where there is one."""
+
+    formula: str
+    truth: Examined | None = None
+
+
+@dataclass(frozen=True)
+class LiteratureSettings:
+    """StructureMatcher's tolerances, and how many comparisons at once."""
+
+    ltol: float = 0.3
+    stol: float = 0.5
+    angle_tol: float = 10.0
+    processes: int = 1
+    timeout: float = 60.0
+    progress: bool = True
+
+
+def read_compounds(path: str | Path) -> list[Compound]:
+    """Compounds of a text file with one formula a line, or of CIFs (a file, folder or table).
+
+    Raises:
+        Mat2SeqError: a line is no formula, a CIF cannot be read, or a formula stands there twice.
+
+    Example:
+        >>> read_compounds("formulas.txt")  # doctest: +SKIP
+        [Compound(formula='Eu2FeGe2S6O'), Compound(formula='Ce6Cd23Te')]
+    """
+    file = Path(path)
+    compounds = []
+    if file.suffix == ".txt":
+        for number, line in enumerate(file.read_text(encoding="utf-8-sig").split(), start=1):
+            formula = reduced_formula(line)
+            if formula is None:
+                raise Mat2SeqError(f"{file.name}: word {number}, {line!r}, is no formula")
+            compounds.append(Compound(formula))
+    else:
+        for row in read_rows([file]):
+            truth = examine(row.text)
+            if truth.reduced is None or truth.formula is None:
+                raise Mat2SeqError(f"{row.source}: {truth.reason}")
+            compounds.append(Compound(truth.formula, truth))
+    formulas = [compound.formula for compound in compounds]
+    if not formulas:
+        raise Mat2SeqError(f"{path} names no compounds")
+    if twice := next((formula for formula in formulas if formulas.count(formula) > 1), None):
+        raise Mat2SeqError(f"{path} has {twice} more than once")
+    return compounds
+
+
+def _asked(text: SampleText) -> str | None:
+    """Reduced formula that a sample was asked to have: its prompt, or its prompt's id."""
+    prompt = dict(text.facts).get("prompt")
+    if isinstance(prompt, str):
+        try:
+            asked = json.loads(prompt)
+        except ValueError:
+            asked = prompt
+        if isinstance(asked, dict):
+            asked = asked.get("formula")
+        if isinstance(asked, str) and (formula := reduced_formula(asked)):
+            return formula
+    return reduced_formula(text.prompt_id)
+
+
+def _match(pair: tuple[Examined, Examined], matcher: Matcher) -> float | None:
+    first, second = pair
+    return None if first.reduced is None or second.reduced is None else matcher.rms(first.reduced, second.reduced)
+
+
+def evaluate_literature(
+    runs: Sequence[Sequence[SampleText]], compounds: Sequence[Compound], settings: LiteratureSettings | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Validity of the samples for each compound: mean and standard deviation over runs, and matches.
+
+    Args:
+        runs: the samples of each run; a sample belongs to the compound that its prompt, or its prompt's id, names.
+        compounds: see :func:`read_compounds`.
+        settings: see :class:`LiteratureSettings`.
+
+    Raises:
+        Mat2SeqError: a run has no sample of any of the compounds.
+    """
+    from functools import partial
+
+    settings = settings or LiteratureSettings()
+    options: dict[str, Any] = {
+        "processes": settings.processes,
+        "timeout": settings.timeout,
+        "progress": settings.progress,
+    }
+    by_formula = {compound.formula: compound for compound in compounds}
+    placed: list[tuple[int, str, SampleText]] = []
+    for number, run in enumerate(runs):
+        own = [(number, formula, text) for text in run if (formula := _asked(text)) in by_formula and formula]
+        if not own:
+            raise Mat2SeqError(f"run {number + 1} has no samples of {', '.join(list(by_formula)[:3])} ...")
+        placed += own
+    samples = examine_all([text.cif for _, _, text in placed], label="reading samples", **options)
+    tasks = [
+        (by_formula[formula].truth or Examined(), sample)
+        for (_, formula, _), sample in zip(placed, samples, strict=True)
+    ]
+    matcher = Matcher(settings.ltol, settings.stol, settings.angle_tol)
+    outcomes = pool.run(partial(_match, matcher=matcher), tasks, label="matching", **options)
+    rows = [
+        {
+            "prompt_id": formula,
+            "sample_index": max(text.index, 0),
+            "source": text.source,
+            **sample.row(),
+            "reason": text.reason if text.cif is None else sample.reason,
+            "run": number,
+            "formula_right": sample.formula == formula,
+            "match": outcome.value is not None,
+            "rms": outcome.value,
+            "outcome": outcome.kind,
+        }
+        for (number, formula, text), sample, outcome in zip(placed, samples, outcomes, strict=True)
+    ]
+    with_truth = [compound.formula for compound in compounds if compound.truth is not None]
+    report = {
+        "settings": asdict(settings),
+        "counts": {
+            "compounds": len(compounds),
+            "runs": len(runs),
+            "samples": len(rows),
+            "samples_of_other_formulas": sum(len(run) for run in runs) - len(rows),
+            "timeouts": sum(row["outcome"] == "timeout" for row in rows),
+        },
+        "figures": _figures(rows, len(runs), with_truth),
+        "reasons": kinds_of_reasons(rows),
+        "tables": {"compounds": _by_compound(rows, compounds)},
+        "notes": [
+            "Valid: readable, the asked formula, charge-neutral (smact) and no two atoms within 0.5 angstrom.",
+            "The mean over runs and its standard deviation (n - 1) are of the shares of each run.",
+        ],
+    }
+    return report, rows
+
+
+def _counts_as_valid(row: dict[str, Any]) -> bool:
+    return bool(row["valid"] and row["formula_right"])
+
+
+def _figures(rows: Sequence[dict[str, Any]], n_runs: int, with_truth: Sequence[str]) -> dict[str, Figure]:
+    shares = []
+    for number in range(n_runs):
+        valid = [_counts_as_valid(row) for row in rows if row["run"] == number]
+        shares.append(sum(valid) / len(valid))
+    deviation = statistics.stdev(shares) if n_runs > 1 else None
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        groups.setdefault(row["prompt_id"], []).append(float(_counts_as_valid(row)))
+    figures: dict[str, Figure] = {
+        "readable": share(row["readable"] for row in rows),
+        "formula_right": share(row["formula_right"] for row in rows),
+        "valid_structure": share(row["valid_structure"] for row in rows),
+        "valid": clustered_mean(list(groups.values())),
+        "valid_mean": {"value": statistics.fmean(shares), "low": None, "high": None, "n": n_runs},
+        "valid_deviation": {"value": deviation, "low": None, "high": None, "n": n_runs},
+    }
+    if with_truth:
+        matched = {row["prompt_id"] for row in rows if row["match"]}
+        figures["matched"] = share(formula in matched for formula in with_truth)
+    return figures
+
+
+def _by_compound(rows: Sequence[dict[str, Any]], compounds: Sequence[Compound]) -> list[dict[str, Any]]:
+    table = []
+    for compound in compounds:
+        own = [row for row in rows if row["prompt_id"] == compound.formula]
+        distances = [row["rms"] for row in own if row["rms"] is not None]
+        best = f"{min(distances):.4f}" if distances else "-"
+        table.append(
+            {
+                "compound": compound.formula,
+                "samples": len(own),
+                "valid": sum(_counts_as_valid(row) for row in own),
+                "matched": len(distances) if compound.truth is not None else "no published structure given",
+                "best RMS": best,
+            }
+        )
+    return table

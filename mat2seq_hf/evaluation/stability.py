@@ -1,0 +1,194 @@
+"""Stability of generated crystals by a machine-learned potential, and S.U.N.: stable, unique and novel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from . import pool
+from .crystals import Examined, examine_all, read_structure
+from .csp import kinds_of_reasons
+from .denovo import counts_of, uniqueness_and_novelty
+from .hull import Hull, Store, read_corpus_by_system
+from .matching import Matcher
+from .potential import CHGNET, RelaxSettings, load_calculator, potential_name, relax
+from .schema import Figure, mean, share
+from .sources import SampleText
+
+__all__ = ["StabilitySettings", "evaluate_stability"]
+
+_WIDE = Matcher(ltol=0.5, stol=1.0, angle_tol=20.0)  # how far relaxation went, even if it went far
+
+
+@dataclass(frozen=True)
+class StabilitySettings:
+    """How crystals are relaxed and judged.
+
+    Attributes:
+        calculator, fmax, steps: see :class:`.potential.RelaxSettings`.
+        metastable: energy above the hull (eV/atom) up to which a crystal counts as metastable.
+        processes: relaxations at once.
+        timeout: seconds for one relaxation.
+        progress: show progress bars.
+    """
+
+    calculator: str = CHGNET
+    fmax: float = 0.1
+    steps: int = 200
+    metastable: float = 0.1
+    processes: int = 1
+    timeout: float = 600.0
+    progress: bool = True
+
+
+def _relax_all(
+    samples: Sequence[Examined], texts: Sequence[SampleText], store: Store, settings: StabilitySettings
+) -> list[tuple[dict[str, Any] | None, str]]:
+    """Relaxed crystal (or None) and outcome of each sample; what the store has is not computed again."""
+    how = RelaxSettings(settings.calculator, settings.fmax, settings.steps)
+    name = potential_name(settings.calculator)
+    keys = [
+        Store.key("relax", name, repr(how.fmax), str(how.steps), text.cif or "") if sample.valid_structure else None
+        for sample, text in zip(samples, texts, strict=True)
+    ]
+    missing = list({key: text.cif for key, text in zip(keys, texts, strict=True) if key and key not in store}.items())
+
+    def keep(index: int, outcome: pool.Outcome) -> None:
+        value = None if outcome.value is None else asdict(outcome.value)
+        store[missing[index][0]] = {"relaxed": value, "outcome": outcome.kind}
+
+    pool.run(
+        partial(relax, settings=how),
+        [cif for _, cif in missing],
+        processes=settings.processes,
+        timeout=settings.timeout,
+        label="relaxing",
+        progress=settings.progress,
+        heavy=True,
+        collect=keep,
+    )
+    return [
+        (store[key]["relaxed"], store[key]["outcome"]) if key else (None, "not relaxed: not a valid structure")
+        for key in keys
+    ]
+
+
+def evaluate_stability(
+    texts: Sequence[SampleText],
+    corpus: str | Path,
+    train: str | Path | None,
+    cache: str | Path,
+    settings: StabilitySettings | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Relax samples, and compare their energies with the hull of a corpus; started again, it goes on where it was.
+
+    Args:
+        texts: see :func:`.sources.read_samples`.
+        corpus: crystals of the hull: a table with a column cif or a folder of CIFs.
+        train: corpus for novelty, see :func:`.novelty.read_corpus`.
+        cache: folder that keeps relaxations and single points; it can serve many runs.
+        settings: see :class:`StabilitySettings`.
+
+    Returns:
+        counts, figures, reasons, tables and notes of the report, and the rows of per_sample.parquet.
+
+    Raises:
+        Mat2SeqError: the potential is not installed, or the corpus cannot be read.
+    """
+    settings = settings or StabilitySettings()
+    load_calculator(settings.calculator)  # what is missing shows now, not after an hour
+    options: dict[str, Any] = {"processes": settings.processes, "progress": settings.progress}
+    systems = read_corpus_by_system(corpus)
+    samples = examine_all([text.cif for text in texts], label="reading samples", **options)
+    relaxed = _relax_all(samples, texts, Store(Path(cache) / "relaxations.jsonl"), settings)
+    after = examine_all(
+        [item["cif"] if item else None for item, _ in relaxed], canonical=True, label="reading relaxed", **options
+    )
+    unique, novel, notes = uniqueness_and_novelty(after, train, **options)
+    hull = Hull(
+        systems,
+        Store(Path(cache) / "single_points.jsonl"),
+        settings.calculator,
+        timeout=settings.timeout,
+        **options,
+    )
+    compositions = [read_structure(item["cif"]).composition if item else None for item, _ in relaxed]
+    on_hull = hull.prepare({frozenset(e.symbol for e in c.elements) for c in compositions if c is not None})
+    rows = []
+    for number, (text, sample) in enumerate(zip(texts, samples, strict=True)):
+        item, outcome = relaxed[number]
+        composition = compositions[number]
+        above = None
+        if item is not None and composition is not None:
+            above = hull.above(composition, item["energy_per_atom"])
+        first, last = sample.reduced, after[number].reduced
+        rows.append(
+            {
+                "prompt_id": text.prompt_id,
+                "sample_index": max(text.index, 0),
+                "source": text.source,
+                **sample.row(),
+                "reason": text.reason if text.cif is None else sample.reason,
+                "unique": unique[number],
+                "novel": novel[number],
+                "converged": bool(item and item["converged"]),
+                "steps": item["steps"] if item else None,
+                "energy_per_atom": item["energy_per_atom"] if item else None,
+                "e_above_hull": above,
+                "relaxation_rms": _WIDE.rms(first, last) if first is not None and last is not None else None,
+                "relaxed_cif": item["cif"] if item else None,
+                "outcome": outcome,
+            }
+        )
+    name = potential_name(settings.calculator)
+    notes += [
+        f"The hull is that of {name} over {on_hull:,} crystals, as they are in the corpus; it is not DFT's hull.",
+        "The samples are relaxed with the potential and the corpus is not, which favours the samples slightly.",
+        "Unique and novel are judged after relaxation; samples without a valid structure are not stable.",
+    ]
+    report = {
+        "settings": asdict(settings),
+        "counts": counts_of(texts, samples)
+        | _counts(rows)
+        | {"crystals_of_the_hull": on_hull, "failed_single_points": hull.failures},
+        "figures": _figures(rows, settings.metastable),
+        "reasons": kinds_of_reasons(rows),
+        "tables": {},
+        "notes": notes,
+    }
+    return report, rows
+
+
+def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    relaxed = [row for row in rows if row["energy_per_atom"] is not None]
+    return {
+        "relaxed": len(relaxed),
+        "without_hull": sum(row["e_above_hull"] is None for row in relaxed),
+        "relaxation_timeouts": sum(row["outcome"] == "timeout" for row in rows),
+        "relaxation_errors": sum(row["outcome"].startswith(("error", "crash")) for row in rows),
+    }
+
+
+def _figures(rows: Sequence[dict[str, Any]], metastable: float) -> dict[str, Figure]:
+    def within(row: dict[str, Any], limit: float) -> bool:
+        return row["e_above_hull"] is not None and row["e_above_hull"] <= limit
+
+    figures = {
+        "readable": share(row["readable"] for row in rows),
+        "valid_structure": share(row["valid_structure"] for row in rows),
+        "converged": share(row["converged"] for row in rows if row["energy_per_atom"] is not None),
+        "stable": share(within(row, 0.0) for row in rows),
+        "metastable": share(within(row, metastable) for row in rows),
+        "unique": share(row["unique"] for row in rows),
+    }
+    if any(row["novel"] is not None for row in rows):
+        new = [bool(row["unique"] and row["novel"]) for row in rows]
+        figures["novel"] = share(bool(row["novel"]) for row in rows)
+        figures["sun"] = share(n and within(row, 0.0) for n, row in zip(new, rows, strict=True))
+        figures["msun"] = share(n and within(row, metastable) for n, row in zip(new, rows, strict=True))
+    figures["e_above_hull"] = mean(row["e_above_hull"] for row in rows if row["e_above_hull"] is not None)
+    figures["relaxation_rmse"] = mean(row["relaxation_rms"] for row in rows if row["relaxation_rms"] is not None)
+    return figures
