@@ -19,7 +19,7 @@ from .forms import SYMBOL_OF_RANK, Form, axis_order, canonical_form, form_cell, 
 from .grid import ANGLE_UNIT, COORDINATE_GRID, LENGTH_UNIT, MAX_LENGTH
 from .lattice import lattice_rule, lattice_vectors, tied_lattice
 from .normalizer import locate
-from .operations import expand_orbit, points_per_primitive
+from .operations import expand_orbit, is_sohncke, points_per_primitive, primitive_operations
 from .reduction import Cell, primitive_cell
 from .sequence import Description, SiteDescription, format_text, formula_words, parse_text
 from .symmetry import DETECTORS, exact_crystal, has_no_more_symmetry, symmetrize
@@ -91,11 +91,43 @@ def _settle(form: Form, scheme: _Scheme, wide: bool = False) -> Form | None:
     """The smallest form of the circle in which encoding ends, or None where it does not end soon."""
     seen: list[Form] = []
     for _ in range(_ROUNDS):
-        form = _encode(form, scheme, wide)
+        form = _encode_evenly(form, scheme, wide)
         if form in seen:
-            return min(seen[seen.index(form) :], key=lambda item: (item.number, item.lattice, item.sites))
+            return min(seen[seen.index(form) :], key=_key)
         seen.append(form)
     return None
+
+
+def _encode_evenly(form: Form, scheme: _Scheme, wide: bool) -> Form:
+    """Encode so that the mirror image of a crystal gets the mirror image of its form.
+
+    At the edge of the tolerance a detector can decide one way on a crystal and another way on its mirror image. Both
+    are asked, the higher symmetry counts, and where they agree, the smaller of the two is the one that is rounded.
+    """
+    if not is_sohncke(form.number):
+        return _encode(form, scheme, wide)
+    pair = canonical_form(form_crystal(form), form.factor, wide), _mirrored(form, wide)
+    encoded = [_encode(member, scheme, wide) for member in pair]
+    achiral = [candidate for candidate in encoded if not is_sohncke(candidate.number)]
+    if achiral:
+        return min(achiral, key=lambda candidate: (_asymmetry(candidate), _key(candidate)))
+    best = min((0, 1), key=lambda member: (_asymmetry(encoded[member]), _key(pair[member])))
+    return _mirrored(encoded[1], wide) if best else encoded[0]
+
+
+def _mirrored(form: Form, wide: bool) -> Form:
+    cell = form_cell(form)
+    image = Cell(cell.lattice, -cell.positions, cell.numbers, cell.labels)
+    return canonical_form(exact_crystal(image, _TIGHT, _TIGHT)[0], form.factor, wide)
+
+
+def _asymmetry(form: Form) -> tuple[int, int]:
+    """Smaller for more symmetry: atoms in the primitive cell, then the fewest operations."""
+    return form.n_atoms, -len(primitive_operations(form.number)[0])
+
+
+def _key(form: Form) -> tuple[object, ...]:
+    return form.number, form.lattice, form.sites
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,28 @@ def _candidates(
     return [lattices[row] for row in kept], choices[kept], indices[fits]
 
 
+def _ahead(keys: Integers, coords: Integers) -> Integers:
+    """Descriptions whose first sites are the smallest, in a few cheap rounds that leave little to sort."""
+    rows = np.arange(len(keys))
+    span = int(coords.max()) + 1
+    leading, trailing = keys * span + coords[..., 0], coords[..., 1] * span + coords[..., 2]
+    large = np.iinfo(np.int64).max
+    for _ in range(_FILTER_ROUNDS):
+        first = leading.min(axis=1)
+        second = np.where(leading == first[:, None], trailing, large).min(axis=1)
+        best = min(zip(first.tolist(), second.tolist(), strict=True))
+        kept = (first == best[0]) & (second == best[1])
+        rows, leading, trailing = rows[kept], leading[kept], trailing[kept]
+        leading[(leading == best[0]) & (trailing == best[1])] = large  # compared
+        if len(rows) == 1:
+            break
+    return rows
+
+
+_FILTER_ROUNDS = 3
+_MANY = 4096  # sites of all descriptions together above which sorting them all takes longer than looking ahead
+
+
 def _smallest_description(keys: Integers, coords: Integers, lattices: list[tuple[int, ...]]) -> tuple[int, Integers]:
     """Index of the smallest description and the order of its sites.
 
@@ -194,13 +216,15 @@ def _smallest_description(keys: Integers, coords: Integers, lattices: list[tuple
         coords: shape (c, k, 3).
         lattices: decide between descriptions with the same sites.
     """
-    order = np.lexsort((coords[..., 2], coords[..., 1], coords[..., 0], keys), axis=-1)
+    rows = _ahead(keys, coords) if keys.size > _MANY else np.arange(len(keys))
+    coords = coords[rows]
+    order = np.lexsort((coords[..., 2], coords[..., 1], coords[..., 0], keys[rows]), axis=-1)
     ordered = np.take_along_axis(coords, order[:, :, None], axis=1)
     # Bytes of big-endian integers compare as the lists of integers do.
     size = 8 * ordered[0].size
     blob = ordered.astype(">i8").tobytes()
-    row = min(range(len(lattices)), key=lambda c: (blob[c * size : (c + 1) * size], lattices[c]))
-    return row, order[row]
+    best = min(range(len(rows)), key=lambda c: (blob[c * size : (c + 1) * size], lattices[rows[c]]))
+    return int(rows[best]), order[best]
 
 
 def canonical_form(crystal: StandardCrystal, factor: int, wide: bool = False) -> Form:
@@ -216,40 +240,47 @@ def canonical_form(crystal: StandardCrystal, factor: int, wide: bool = False) ->
     orbits = _orbit_images(crystal)
     ranks = np.array([ORDER[SYMBOL_OF[z]] for z in crystal.numbers.tolist()])
     found = _candidates(crystal, factor, _orbit_letters(crystal, orbits), ranks, wide)
-    rotations, translations, letters, lattices = _with_origins(number, orbits, ranks, *found)
+    lattices, choices, letters = found
+    moved = orbits @ choices.rotations[:, None].transpose(0, 1, 3, 2)  # (settings, k, n, 3)
+    choice, translations = _origins(number, moved, ranks, choices, letters)
+    letters = letters[choice]
     coords = np.empty((*letters.shape, 3), dtype=np.int64)
     for letter in set(letters.ravel().tolist()):
         rows, members = np.nonzero(letters == letter)
         position = wyckoff_positions(number)[letter]
         if position.freedom:
-            moved = orbits[members] @ rotations[rows].transpose(0, 2, 1) + translations[rows, None, :]
-            coords[rows, members] = _representatives(position, moved, axes, factor)
+            images = moved[choice[rows], members] + translations[rows, None, :]
+            coords[rows, members] = _representatives(position, images, axes, factor)
         else:
             coords[rows, members] = np.array(position.shift24)[list(axes)] * (COORDINATE_GRID // 24 * factor)
-    row, order = _smallest_description(ranks * _RANK_FACTOR + letters, coords, lattices)
+    row, order = _smallest_description(ranks * _RANK_FACTOR + letters, coords, [lattices[i] for i in choice])
     sites = zip(
         ranks[order].tolist(), letters[row, order].tolist(), map(tuple, coords[row, order].tolist()), strict=True
     )
-    return Form(number, lattices[row], tuple(sites), factor)
+    return Form(number, lattices[choice[row]], tuple(sites), factor)
 
 
-def _with_origins(
-    number: int, orbits: Floats, ranks: Integers, lattices: list[tuple[int, ...]], choices: Settings, letters: Integers
-) -> tuple[Floats, Floats, Integers, list[tuple[int, ...]]]:
-    """The descriptions ``x' = W x + w`` that compete: W (c, 3, 3), w (c, 3), letters of the orbits (c, k), lattices.
+def _origins(
+    number: int, moved: Floats, ranks: Integers, choices: Settings, letters: Integers
+) -> tuple[Integers, Floats]:
+    """The descriptions that compete: index of the setting, shape (c,), and translation, shape (c, 3).
 
     Along polar axes each point of the first kind of site can be the origin.
+
+    Args:
+        moved: images of all orbits, rotated by each setting, shape (s, k, n, 3).
+        letters: of the orbits in each setting, shape (s, k).
     """
     if not polar_axes(number):
-        return choices.rotations, choices.translations, letters, lattices
+        return np.arange(len(choices)), choices.translations
     keys = ranks * _RANK_FACTOR + letters
     translations, rows = [], []
     for row, anchors in enumerate(keys == keys.min(axis=1, keepdims=True)):
-        images = orbits[anchors].reshape(-1, 3) @ choices.rotations[row].T + choices.translations[row]
+        images = moved[row, anchors].reshape(-1, 3) + choices.translations[row]
         shifts = _polar_shifts(number, images)
         translations.append(choices.translations[row] - shifts)
         rows += [row] * len(shifts)
-    return choices.rotations[rows], np.concatenate(translations), letters[rows], [lattices[row] for row in rows]
+    return np.array(rows), np.concatenate(translations)
 
 
 def unordered(number: int, coords: tuple[int, ...]) -> tuple[int, int, int]:

@@ -21,6 +21,7 @@ __all__ = [
     "expand_orbit",
     "expand_primitive",
     "group_operations",
+    "is_sohncke",
     "points_per_primitive",
     "polar_axes",
     "primitive_basis",
@@ -86,6 +87,13 @@ def polar_axes(number: int) -> tuple[int, ...]:
     rotations, _ = group_operations(number)
     mean = rotations.mean(axis=0)
     return tuple(axis for axis in range(3) if mean[axis, axis] == 1.0)
+
+
+@lru_cache(maxsize=230)
+def is_sohncke(number: int) -> bool:
+    """Whether a group has proper operations only (65 of 230 have): its crystals differ from their mirror images."""
+    rotations, _ = group_operations(number)
+    return bool((np.linalg.det(rotations) > 0).all())
 
 
 def crystal_system(number: int) -> str:

@@ -1,0 +1,257 @@
+"""The laws of the canonical form on every crystal of whole corpora, resumable.
+
+Each crystal is encoded, and with it random equivalents (rotation, translation, permutation, change of basis with
+entries to +-3, left-handed ones too, supercells to 8 cells, coordinates far outside the cell), its mirror image and
+its decoded form. Finished parts are kept as parquet files and not repeated; ``report`` sums them up.
+
+    python scripts/sweep_canonical.py run --data ../shared/data --output sweep
+    python scripts/sweep_canonical.py report --output sweep --results results/canonical_form
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+SPLITS = [
+    *(f"{corpus}/{split}" for split in ("test", "val", "train") for corpus in ("mp_20", "perov_5", "carbon_24")),
+    "mpts_52/val",
+]
+ENANTIOMORPHS = dict(
+    pair
+    for a, b in (
+        (76, 78),
+        (91, 95),
+        (92, 96),
+        (144, 145),
+        (151, 153),
+        (152, 154),
+        (169, 170),
+        (171, 172),
+        (178, 179),
+        (180, 181),
+        (212, 213),
+    )
+    for pair in ((a, b), (b, a))
+)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="measure; goes on where it was stopped")
+    run.add_argument("--data", type=Path, required=True, help="folder with CORPUS/SPLIT.parquet (material_id, cif)")
+    run.add_argument("--splits", nargs="+", default=SPLITS)
+    run.add_argument("--symprec", type=float, nargs="+", default=[0.01, 0.1, 0.001])
+    run.add_argument("--detector", default="spglib", choices=("spglib", "moyopy"))
+    run.add_argument("--equivalents", type=int, default=3)
+    run.add_argument("--crystals", type=int, default=0, help="random crystals of each split; 0: all")
+    run.add_argument("--part", type=int, default=500, help="crystals in one part")
+    run.add_argument("--processes", type=int, default=2)
+    run.add_argument("--timeout", type=float, default=120.0, help="seconds for one crystal; more counts as a failure")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--output", type=Path, required=True)
+    report = commands.add_parser("report", help="sum up what is there")
+    report.add_argument("--output", type=Path, required=True)
+    report.add_argument("--results", type=Path, required=True, help="folder for summary.json, failures.jsonl, table.md")
+    return parser.parse_args()
+
+
+def reduced(numbers: Any) -> tuple[tuple[int, int], ...]:
+    """Reduced composition as sorted (atomic number, count)."""
+    counts = Counter(int(number) for number in numbers)
+    divisor = gcd(*counts.values())
+    return tuple(sorted((number, count // divisor) for number, count in counts.items()))
+
+
+def density(lattice: Any, numbers: Any) -> float:
+    """Atoms in a cubic angstrom: with equal compositions this compares mass densities, too."""
+    return float(len(numbers) / abs(np.linalg.det(lattice)))
+
+
+def measure(identifier: str, cif: str, symprec: float, seed: list[int], options: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one crystal; what fails is kept as text."""
+    row: dict[str, Any] = {"id": identifier, "symprec": symprec, "error": None}
+    signal.setitimer(signal.ITIMER_REAL, options.timeout)
+    start = time.process_time()
+    try:
+        row.update(figures(cif, symprec, np.random.default_rng(seed), options))
+    except Exception as error:  # noqa: BLE001 - every failure is a row of the report
+        row["error"] = f"{type(error).__name__}: {error}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+    row["seconds"] = time.process_time() - start
+    return row
+
+
+def figures(cif: str, symprec: float, rng: np.random.Generator, options: argparse.Namespace) -> dict[str, Any]:
+    import moyopy
+
+    from mat2seq_hf.canonical import canonicalize
+    from mat2seq_hf.cell import read_cell
+    from mat2seq_hf.evaluation.displacement import displacement_bound, superposition
+    from mat2seq_hf.evaluation.equivalents import equivalent_arrays
+    from mat2seq_hf.reduction import primitive_cell
+
+    def encode(crystal: Any) -> Any:
+        return canonicalize(crystal, symprec, options.detector)
+
+    cell = primitive_cell(read_cell(cif), 7e-6)
+    given = cell.lattice, cell.positions, cell.numbers
+    crystal = encode(given)
+    others = [
+        encode(equivalent_arrays(given, rng, max_supercell=8, max_entry=3)).text for _ in range(options.equivalents)
+    ]
+    structure = crystal.to_structure()
+    decoded = structure.lattice.matrix, structure.frac_coords, np.array(structure.atomic_numbers)
+    mirror = encode((given[0] * np.array([-1.0, 1.0, 1.0]), given[1], given[2]))
+    found = moyopy.MoyoDataset(moyopy.Cell(*(np.asarray(part).tolist() for part in decoded)), symprec=1e-4)
+    bound = displacement_bound(crystal, symprec)
+    shrunk = len(decoded[2]) != len(given[2])
+    return {
+        "text": crystal.text,
+        "atoms_given": len(given[2]),
+        "atoms": len(decoded[2]),
+        "equal": sum(other == crystal.text for other in others),
+        "other": next((other for other in others if other != crystal.text), None),
+        "idempotent": encode(decoded) == crystal,
+        "composition": reduced(given[2]) == reduced(decoded[2]),
+        "density_ratio": density(decoded[0], decoded[2]) / density(given[0], given[2]),
+        "number": crystal.space_group_number,
+        "redetected": found.number,
+        "mirror_number": mirror.space_group_number,
+        "mirror_same": mirror.text == crystal.text,
+        "displacement": None if shrunk else superposition(given, decoded, bound / 4, slack=0.02 + symprec),
+        "bound": bound,
+    }
+
+
+def part_of(task: tuple[Path, list[tuple[str, str, int]], float, argparse.Namespace]) -> int:
+    """Measure one part and write it; returns how many crystals it had."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def too_long(*_: Any) -> None:
+        raise TimeoutError(f"more than {options.timeout:g} s")
+
+    path, rows, symprec, options = task
+    signal.signal(signal.SIGALRM, too_long)
+    measured = [measure(name, cif, symprec, [options.seed, number], options) for name, cif, number in rows]
+    partial = path.with_suffix(".partial")
+    pq.write_table(pa.Table.from_pylist(measured), partial, compression="zstd")
+    partial.replace(path)
+    return len(rows)
+
+
+def run(options: argparse.Namespace) -> None:
+    import pandas as pd
+
+    tasks = []
+    for symprec in options.symprec:
+        for split in options.splits:
+            table = pd.read_parquet(options.data / f"{split}.parquet", columns=["material_id", "cif"])
+            if 0 < options.crystals < len(table):
+                table = table.sample(options.crystals, random_state=options.seed)
+            folder = options.output / f"{split.replace('/', '-')}-{symprec:g}"
+            folder.mkdir(parents=True, exist_ok=True)
+            rows = [(str(name), cif, int(number)) for number, name, cif in table.itertuples()]
+            for start in range(0, len(rows), options.part):
+                path = folder / f"{start:06d}.parquet"
+                if not path.exists():
+                    tasks.append((path, rows[start : start + options.part], symprec, options))
+    total = sum(len(rows) for _, rows, _, _ in tasks)
+    with ProcessPoolExecutor(options.processes) as pool, tqdm(total=total, unit="crystal", smoothing=0.05) as bar:
+        for count in pool.map(part_of, tasks):
+            bar.update(count)
+
+
+def summary_of(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Figures of one split at one symprec, and the rows that break a law, with the law's name."""
+    from mat2seq_hf.operations import is_sohncke
+
+    failures, good = [], []
+    for row in rows:
+        if row["error"]:
+            failures.append({"law": "encoded", **row})
+            continue
+        good.append(row)
+        chiral = row["mirror_same"] is False
+        expected = ENANTIOMORPHS.get(row["number"], row["number"])
+        laws = {
+            "unique": row["other"] is None,
+            "idempotent": row["idempotent"],
+            "composition": row["composition"],
+            "density": abs(row["density_ratio"] - 1) < 0.01 + 3 * row["symprec"],
+            "space group": row["redetected"] == row["number"],
+            "handedness": row["mirror_number"] == expected and chiral == is_sohncke(row["number"]),
+            "displacement": row["displacement"] is None or row["displacement"] <= row["bound"],
+        }
+        failures += [{"law": law, **row} for law, holds in laws.items() if not holds]
+    count = Counter(failure["law"] for failure in failures)
+    moved = [row["displacement"] for row in good if row["displacement"] is not None]
+    summary = {
+        "crystals": len(rows),
+        "failures": {law: count[law] for law in LAWS},
+        "chiral": sum(not row["mirror_same"] for row in good),
+        "shrunk": sum(row["displacement"] is None for row in good),
+        "largest_displacement": float(np.nanmax(moved)) if moved else None,
+        "largest_density_change": max((abs(row["density_ratio"] - 1) for row in good), default=None),
+        "encodings": sum(6 for _ in good),
+        "slowest_seconds": max(row["seconds"] for row in rows),
+    }
+    return summary, failures
+
+
+LAWS = ("encoded", "unique", "idempotent", "composition", "density", "space group", "handedness", "displacement")
+
+
+def report(options: argparse.Namespace) -> None:
+    import pyarrow.parquet as pq
+
+    options.results.mkdir(parents=True, exist_ok=True)
+    summaries, failures = {}, []
+    for folder in sorted(path for path in options.output.iterdir() if path.is_dir()):
+        rows = [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+        if rows:
+            summaries[folder.name], failed = summary_of(rows)
+            failures += [{"part": folder.name, **row} for row in failed]
+    (options.results / "summary.json").write_text(json.dumps(summaries, indent=1) + "\n")
+    with (options.results / "failures.jsonl").open("w") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in failures)
+    lines = [
+        "| split and symprec | crystals | "
+        + " | ".join(LAWS)
+        + " | chiral | cells made smaller | largest displacement (A) |"
+    ]
+    lines.append("|---" * (len(LAWS) + 5) + "|")
+    for name, item in summaries.items():
+        laws = [f"{100 * (1 - item['failures'][law] / item['crystals']):.4g} %" for law in LAWS]
+        largest = "" if item["largest_displacement"] is None else f"{item['largest_displacement']:.4f}"
+        cells = [name, item["crystals"], *laws, item["chiral"], item["shrunk"], largest]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    (options.results / "table.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    for failure in failures[:20]:
+        print(failure["law"], failure["part"], failure["id"], failure["error"] or "")
+
+
+def main() -> None:
+    options = parse_arguments()
+    if options.command == "run":
+        run(options)
+    else:
+        report(options)
+
+
+if __name__ == "__main__":
+    main()
