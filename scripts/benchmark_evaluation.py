@@ -1,0 +1,97 @@
+"""Structure-prediction figures: this package's evaluator beside a plain StructureMatcher loop, in one run.
+
+Both read the same samples and compare the same pairs; the figures are checked against each other pair by pair. Times
+are processor seconds, so that a shared machine does not matter; the ratio of the wall clock follows from the processes.
+
+    python scripts/benchmark_evaluation.py samples.parquet --reference ../shared/data/mp_20/val.parquet
+    python scripts/benchmark_evaluation.py samples.parquet --reference ../shared/data/mp_20/val.parquet --prompts 100
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("samples", help="table or folder of samples, see `mat2seq evaluate csp --help`")
+    parser.add_argument("--reference", required=True, help="table with material_id and cif")
+    parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts (default: all)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--project", type=int, nargs=2, default=(9046, 20), metavar=("PROMPTS", "SAMPLES"))
+    return parser.parse_args()
+
+
+def processor_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(item.ru_utime + item.ru_stime for item in used)
+
+
+def plain_loop(texts: list[Any], references: dict[str, str]) -> list[float | None]:
+    """RMS distance of each sample, by the loop that everyone writes."""
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    from mat2seq_hf.errors import Mat2SeqError
+    from mat2seq_hf.evaluation.crystals import read_structure
+
+    matcher = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
+    truths = {name: read_structure(cif) for name, cif in references.items()}
+    found: list[float | None] = []
+    for text in tqdm(texts, desc="plain loop", file=sys.stderr, mininterval=5):
+        try:
+            result = matcher.get_rms_dist(truths[text.prompt_id], read_structure(text.cif or ""))
+        except (Mat2SeqError, ValueError):
+            result = None
+        found.append(None if result is None else float(result[0]))
+    return found
+
+
+def compare(plain: list[float | None], ours: list[float | None]) -> tuple[int, float]:
+    """Pairs whose verdicts differ, and the largest difference of an RMS distance."""
+    different = sum((a is None) != (b is None) for a, b in zip(plain, ours, strict=True))
+    gaps = [abs(a - b) for a, b in zip(plain, ours, strict=True) if a is not None and b is not None]
+    return different, max(gaps, default=0.0)
+
+
+def main() -> None:
+    options = parse_arguments()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from mat2seq_hf.evaluation.csp import CspSettings, evaluate_csp
+    from mat2seq_hf.evaluation.sources import assign_prompts, read_references, read_samples
+
+    references = read_references(options.reference)
+    texts = assign_prompts(read_samples([options.samples]), {item.id for item in references})
+    chosen = set(list(dict.fromkeys(text.prompt_id for text in texts))[: options.prompts or None])
+    texts = [text for text in texts if text.prompt_id in chosen]
+    references = [item for item in references if item.id in chosen]
+    wall, used = time.perf_counter(), processor_seconds()
+    _, rows = evaluate_csp(texts, references, CspSettings(processes=options.processes, polymorphs=False))
+    our_wall, our_used = time.perf_counter() - wall, processor_seconds() - used
+    used = processor_seconds()
+    plain = plain_loop(texts, {item.id: item.cif for item in references})
+    plain_used = processor_seconds() - used
+    different, gap = compare(plain, [row["rms"] for row in rows])
+    distinct = len({(text.prompt_id, text.cif) for text in texts})
+    pairs, (prompts, samples) = len(texts), options.project
+    print(f"{pairs} samples of {len(references)} prompts, {distinct} of them distinct, reading included")
+    for label, seconds in (("plain StructureMatcher loop", plain_used), ("evaluator", our_used)):
+        print(f"  {label:32s} {seconds:9.1f} s of processor time, {1000 * seconds / pairs:6.2f} ms a pair")
+    print(f"  ratio of processor times         {plain_used / our_used:9.2f}")
+    print(f"  ratio with {options.processes:2d} processes          {options.processes * plain_used / our_used:9.2f}")
+    print(f"  wall clock of the evaluator      {our_wall:9.1f} s on this machine, as busy as it is")
+    print(f"  verdicts that differ             {different:9d}, largest difference of an RMS distance {gap:.1e}")
+    print(f"  projected to {prompts} x {samples}: plain {prompts * samples * plain_used / pairs / 3600:.2f} h, "
+          f"evaluator {prompts * samples * our_used / pairs / 3600 / options.processes:.2f} h "
+          f"on {options.processes} free cores")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

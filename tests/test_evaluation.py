@@ -1,0 +1,365 @@
+"""An evaluation counts what it says it counts, whatever the samples are."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Lattice, Structure
+
+from mat2seq_hf.cli import main
+from mat2seq_hf.errors import Mat2SeqError
+from mat2seq_hf.evaluation import pool
+from mat2seq_hf.evaluation.crystals import examine, examine_all
+from mat2seq_hf.evaluation.csp import CspSettings, any_of, evaluate_csp
+from mat2seq_hf.evaluation.denovo import DenovoSettings, evaluate_denovo
+from mat2seq_hf.evaluation.equivalents import random_equivalent
+from mat2seq_hf.evaluation.literature import evaluate_literature, read_compounds
+from mat2seq_hf.evaluation.novelty import formula_of_cif, reduced_formula
+from mat2seq_hf.evaluation.report import compare_table, render_markdown
+from mat2seq_hf.evaluation.schema import clustered_mean, load_report, share
+from mat2seq_hf.evaluation.sources import Reference, SampleText, assign_prompts, read_references, read_samples
+from mat2seq_hf.evaluation.validity import smact_installed
+
+Capture = pytest.CaptureFixture[str]
+
+QUIET = CspSettings(progress=False)
+
+
+def cif_of(structure: Structure) -> str:
+    return str(structure.to(fmt="cif"))
+
+
+def sample(prompt: str, index: int, cif: str | None) -> SampleText:
+    return SampleText(prompt, index, cif, None if cif else "cut off", f"{prompt}_{index}")
+
+
+def value(report: dict[str, object], name: str) -> float | None:
+    figures: dict[str, dict[str, float | None]] = report["figures"]  # type: ignore[assignment]
+    return figures[name]["value"]
+
+
+@pytest.fixture(scope="module")
+def salts() -> dict[str, str]:
+    """Two polymorphs of NaCl and another compound."""
+    rock = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    chloride = Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.4), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    titanate = Structure.from_spacegroup(
+        "Pm-3m", Lattice.cubic(4.0), ["Ba", "Ti", "O"], [[0.5, 0.5, 0.5], [0, 0, 0], [0, 0, 0.5]]
+    )
+    return {"rock": cif_of(rock), "cscl": cif_of(chloride), "titanate": cif_of(titanate)}
+
+
+@pytest.fixture(scope="module")
+def references(salts: dict[str, str]) -> list[Reference]:
+    return [Reference(name, cif) for name, cif in salts.items()]
+
+
+def test_other_descriptions_of_the_true_crystals_match_perfectly(references: list[Reference]) -> None:
+    rng = np.random.default_rng(0)
+    texts = []
+    for reference in references:
+        structure = Structure.from_str(reference.cif, fmt="cif")
+        texts += [sample(reference.id, i, cif_of(random_equivalent(structure, rng))) for i in range(2)]
+    report, _ = evaluate_csp(texts, references, QUIET)
+    for name in ("match_1", "match_k", "formula_right", "space_group_right", "readable", "metre", "polymorphs"):
+        assert value(report, name) == 1
+    assert value(report, "rmse_1") == pytest.approx(0, abs=1e-4)
+    assert value(report, "crmse_k") == pytest.approx(0, abs=1e-4)
+
+
+def test_figures_are_those_of_a_plain_loop(crystals: dict[str, Structure]) -> None:
+    rng = np.random.default_rng(1)
+    references = [Reference(name, cif_of(structure)) for name, structure in crystals.items()]
+    texts = []
+    for name, structure in crystals.items():
+        for index in range(4):
+            moved = structure.copy()
+            moved.perturb(float(rng.choice([0.05, 0.4, 1.5])))
+            texts.append(sample(name, index, cif_of(moved)))
+    matcher = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
+    truths = {item.id: Structure.from_str(item.cif, fmt="cif") for item in references}
+    plain = [matcher.get_rms_dist(truths[t.prompt_id], Structure.from_str(t.cif or "", fmt="cif")) for t in texts]
+    report, rows = evaluate_csp(texts, references, QUIET)
+    by_place = {(row["prompt_id"], row["sample_index"]): row["rms"] for row in rows}
+    for text, expected in zip(texts, plain, strict=True):
+        found = by_place[text.prompt_id, text.index]
+        assert found == (None if expected is None else pytest.approx(float(expected[0]), abs=1e-12))
+    hits = [float(item[0]) for item in plain if item is not None]
+    assert 0 < len(hits) < len(texts)
+    assert value(report, "match_1") == pytest.approx(len(hits) / len(texts))
+    assert value(report, "rmse_1") == pytest.approx(sum(hits) / len(hits))
+    assert value(report, "crmse_1") == pytest.approx((sum(hits) + 0.5 * (len(texts) - len(hits))) / len(texts))
+
+
+def test_missing_and_unreadable_samples_are_misses(references: list[Reference], salts: dict[str, str]) -> None:
+    texts = [sample("rock", 0, salts["rock"]), sample("rock", 1, None), sample("cscl", 0, "no crystal at all")]
+    report, rows = evaluate_csp(texts, references, QUIET)
+    assert value(report, "match_1") == pytest.approx(1 / 6)
+    assert value(report, "match_k") == pytest.approx(1 / 3)
+    assert report["counts"]["samples_missing"] == 3
+    assert report["counts"]["unreadable"] == 2
+    assert [row["reason"] for row in rows if not row["readable"]] != []
+    assert any("unreadable CIF" in row["reason"] for row in rows if row["prompt_id"] == "cscl")
+    assert [row["reason"] for row in rows if row["sample_index"] == 1] == ["cut off"]
+
+
+def test_a_polymorph_proposed_for_the_other_prompt_counts_for_metre_alone(
+    references: list[Reference], salts: dict[str, str]
+) -> None:
+    texts = [sample("rock", 0, salts["cscl"]), sample("cscl", 0, salts["rock"]), sample("titanate", 0, None)]
+    report, _ = evaluate_csp(texts, references, QUIET)
+    assert value(report, "match_1") == 0
+    assert value(report, "metre") == pytest.approx(2 / 3)
+    assert value(report, "polymorphs") == 1
+    assert value(report, "metre_crmse") == pytest.approx(0.5 / 3, abs=1e-4)
+
+
+@pytest.mark.skipif(not smact_installed(), reason="needs smact")
+def test_with_the_filter_invalid_samples_are_misses() -> None:
+    fluorite = [[0, 0, 0], [0.25, 0.25, 0.25]]
+    odd = cif_of(Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.4), ["Li", "F"], fluorite))  # LiF2
+    report, rows = evaluate_csp([sample("a", 0, odd)], [Reference("a", odd)], QUIET)
+    assert (value(report, "match_1"), value(report, "match_1_valid")) == (1, 0)
+    assert rows[0]["valid_composition"] is False
+
+
+def test_a_comparison_that_takes_too_long_is_counted(
+    references: list[Reference], salts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(*_: object) -> float:
+        while True:
+            pass
+
+    monkeypatch.setattr("mat2seq_hf.evaluation.matching.Matcher.rms", hang)
+    settings = CspSettings(progress=False, timeout=2.0, polymorphs=False)
+    report, rows = evaluate_csp([sample("rock", 0, salts["rock"])], references, settings)
+    assert report["counts"]["timeouts"] == 1
+    assert rows[0]["outcome"] == "timeout"
+    assert value(report, "match_1") == 0
+
+
+def test_any_of_agrees_with_counting() -> None:
+    assert any_of(1, 4, 2) == 0.5
+    assert any_of(0, 4, 4) == 0
+    assert any_of(3, 4, 2) == 1
+
+
+def test_intervals_of_groups_are_wider_than_those_of_single_values() -> None:
+    groups = [[1.0] * 10, [0.0] * 10] * 20
+    wide, narrow = clustered_mean(groups), share(v == 1 for group in groups for v in group)
+    assert wide["value"] == narrow["value"] == 0.5
+    assert wide["high"] - wide["low"] > 2 * (narrow["high"] - narrow["low"])  # type: ignore[operator]
+
+
+def test_samples_are_read_from_folders_archives_and_tables(tmp_path: Path, salts: dict[str, str]) -> None:
+    names = {"mp-1__1.cif": "rock", "mp-1__2.cif": "cscl", "mp-2_7.cif": "rock", "mp-3/1.cif": "rock", "x.cif": "rock"}
+    folder = tmp_path / "folder"
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive, tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        for name, salt in names.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(salts[salt])
+            archive.writestr(name, salts[salt])
+            info = tarfile.TarInfo(name)
+            info.size = len(salts[salt])
+            tar.addfile(info, io.BytesIO(salts[salt].encode()))
+    expected = [("mp-1", 1), ("mp-1", 2), ("mp-2", 7), ("mp-3", 1), ("x", 0)]
+    for place in ("folder", "a.zip", "a.tar.gz"):
+        assert [(text.prompt_id, text.index) for text in read_samples([tmp_path / place])] == expected
+    rows = [{"prompt_id": "mp-1", "sample_index": i, "cif": salts["rock"], "seconds": 1.5} for i in range(2)]
+    pd.DataFrame(rows).to_parquet(tmp_path / "samples.parquet")
+    assert [(text.prompt_id, text.index) for text in read_samples([tmp_path / "samples.parquet"])] == [
+        ("mp-1", 0),
+        ("mp-1", 1),
+    ]
+    placed = assign_prompts(read_samples([folder]), {"mp-1", "mp-2_7"})
+    assert [(text.prompt_id, text.index) for text in placed] == [("mp-1", 0), ("mp-1", 1), ("mp-2_7", 0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.zip", b"no archive", "cannot be read as an archive"),
+        ("a.tar.gz", b"no archive", "cannot be read as an archive"),
+        ("a.parquet", b"no table", "cannot be read as a table"),
+        ("a.exe", b"", "is no table"),
+        ("missing", None, "does not exist"),
+    ],
+)
+def test_bad_inputs_are_named(name: str, content: bytes | None, said: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(Mat2SeqError, match=said):
+        read_samples([tmp_path / name])
+
+
+def test_samples_of_nothing_in_the_reference_are_an_error(references: list[Reference], salts: dict[str, str]) -> None:
+    with pytest.raises(Mat2SeqError, match="no sample answers"):
+        evaluate_csp([sample("other", 0, salts["rock"])], references, QUIET)
+
+
+def test_ids_choose_a_subset(tmp_path: Path, salts: dict[str, str]) -> None:
+    pd.DataFrame({"material_id": list(salts), "cif": list(salts.values())}).to_parquet(tmp_path / "c.parquet")
+    (tmp_path / "ids.txt").write_text("cscl\nrock\n")
+    assert [item.id for item in read_references(tmp_path / "c.parquet", tmp_path / "ids.txt")] == ["cscl", "rock"]
+    (tmp_path / "ids.txt").write_text("cscl\nnone\n")
+    with pytest.raises(Mat2SeqError, match="'none'"):
+        read_references(tmp_path / "c.parquet", tmp_path / "ids.txt")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda cif: cif[: len(cif) // 2], "unreadable CIF"),
+        (lambda cif: cif.replace("5.64", "nan"), ""),
+        (lambda cif: cif.replace("5.64", "0.00000001"), ""),
+        (lambda cif: cif.replace("5.64", "1e300"), ""),
+        (lambda cif: cif.replace("Cl-", "Xx").replace("Cl", "Xx"), ""),
+        (lambda _: "", "unreadable CIF"),
+        (lambda _: "\0\1\2", "unreadable CIF"),
+    ],
+)
+def test_broken_files_are_invalid_with_a_reason(change: object, said: str, salts: dict[str, str]) -> None:
+    found = examine(change(salts["rock"]), symprec=0.1, canonical=True)  # type: ignore[operator]
+    assert not found.valid
+    assert found.reason is not None
+    assert said in found.reason
+
+
+def test_atoms_too_near_each_other_are_invalid(salts: dict[str, str]) -> None:
+    near = Structure(Lattice.cubic(4.0), ["Na", "Cl"], [[0, 0, 0], [0.1, 0, 0]])
+    found = examine(cif_of(near))
+    assert found.readable
+    assert not found.valid
+    assert "0.400 angstrom apart" in (found.reason or "")
+    assert examine(salts["rock"]).valid
+
+
+def test_equal_texts_are_examined_once(salts: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    original = pool.run
+
+    def count(function: object, tasks: list[str], **options: object) -> list[pool.Outcome]:
+        asked.append(len(tasks))
+        return original(function, tasks, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pool, "run", count)
+    found = examine_all([salts["rock"], None, salts["rock"], salts["cscl"]], progress=False)
+    assert asked == [2]
+    assert [item.formula for item in found] == ["NaCl", None, "NaCl", "NaCl"]
+
+
+def test_copies_are_neither_unique_nor_novel(tmp_path: Path, salts: dict[str, str]) -> None:
+    rng = np.random.default_rng(2)
+    rock = Structure.from_str(salts["rock"], fmt="cif")
+    strained = rock.copy()
+    strained.scale_lattice(rock.volume * 1.05)
+    cifs = [salts["rock"], cif_of(random_equivalent(rock, rng)), cif_of(strained), salts["cscl"], "broken"]
+    pd.DataFrame({"id": ["a"], "cif": [salts["titanate"]]}).to_parquet(tmp_path / "other.parquet")
+    pd.DataFrame({"id": ["a"], "cif": [salts["cscl"]]}).to_parquet(tmp_path / "same.parquet")
+    assert main(["prepare", str(tmp_path / "same.parquet"), "-o", str(tmp_path / "prepared"), "--num-proc", "1"]) == 0
+    texts = [sample("", i, cif) for i, cif in enumerate(cifs)]
+    settings = DenovoSettings(progress=False, coverage=False)
+    for corpus, novel in (("other.parquet", 4), ("same.parquet", 3), ("prepared", 3)):
+        report, rows = evaluate_denovo(texts, None, tmp_path / corpus, settings)
+        assert [row["unique"] for row in rows] == [True, False, False, True, False]
+        assert sum(row["novel"] for row in rows) == novel
+        assert value(report, "unique") == pytest.approx(2 / 5)
+    assert value(report, "unique_novel") == pytest.approx(1 / 5)
+
+
+def test_distances_to_oneself_are_zero(references: list[Reference], salts: dict[str, str]) -> None:
+    texts = [sample(name, 0, cif) for name, cif in salts.items()]
+    report, _ = evaluate_denovo(texts, references, None, DenovoSettings(progress=False, coverage=False))
+    for name in ("density_distance", "elements_distance", "space_group_distance"):
+        assert value(report, name) == pytest.approx(0, abs=1e-9)
+
+
+def test_formulas_are_read_from_cifs_without_parsing(crystals: dict[str, Structure]) -> None:
+    for structure in crystals.values():
+        found = formula_of_cif(cif_of(structure))
+        assert found is not None
+        assert reduced_formula(found) == structure.composition.reduced_formula
+    assert formula_of_cif("_chemical_formula_sum 'x, y, z'") is None
+
+
+def test_literature_counts_over_runs(tmp_path: Path, salts: dict[str, str]) -> None:
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "salt.cif").write_text(salts["rock"])
+    compounds = read_compounds(tmp_path / "published")
+    runs = [[sample("NaCl", 0, salts["rock"]), sample("NaCl", 1, other)] for other in (salts["cscl"], None, None)]
+    from mat2seq_hf.evaluation.literature import LiteratureSettings
+
+    report, rows = evaluate_literature(runs, compounds, LiteratureSettings(progress=False))
+    assert value(report, "valid_mean") == pytest.approx(2 / 3)
+    assert value(report, "valid_deviation") == pytest.approx(np.std([1, 0.5, 0.5], ddof=1))
+    assert value(report, "matched") == 1
+    assert [row["match"] for row in rows] == [True, False] * 3
+    (tmp_path / "formulas.txt").write_text("Eu2FeGe2OS6\nCe6Cd23Te\n")
+    assert [compound.formula for compound in read_compounds(tmp_path / "formulas.txt")] == ["Eu2FeGe2S6O", "Ce6Cd23Te"]
+    (tmp_path / "formulas.txt").write_text("Eu2FeGe2OS6\nnonsense\n")
+    with pytest.raises(Mat2SeqError, match="'nonsense'"):
+        read_compounds(tmp_path / "formulas.txt")
+
+
+def test_the_command_writes_reports_that_can_be_compared(
+    tmp_path: Path, salts: dict[str, str], capsys: Capture
+) -> None:
+    pd.DataFrame({"material_id": list(salts), "cif": list(salts.values())}).to_parquet(tmp_path / "corpus.parquet")
+    rows = [{"prompt_id": name, "sample_index": 0, "cif": cif} for name, cif in salts.items()]
+    pd.DataFrame(rows).to_parquet(tmp_path / "good.parquet")
+    pd.DataFrame([*rows[:1], {"prompt_id": "cscl", "sample_index": 0, "cif": "?"}]).to_parquet(tmp_path / "bad.parquet")
+    for name in ("good", "bad"):
+        asked = ["evaluate", "csp", str(tmp_path / f"{name}.parquet"), "--reference", str(tmp_path / "corpus.parquet")]
+        assert main([*asked, "-o", str(tmp_path / name), "--quiet", "--processes", "1"]) == 0
+    report = load_report(tmp_path / "good")
+    assert report["figures"]["match_1"]["value"] == 1
+    assert report["inputs"]["reference"].endswith("corpus.parquet")
+    assert str(tmp_path) not in json.dumps(report["inputs"])
+    assert pq.read_table(tmp_path / "good" / "per_sample.parquet").num_rows == 3
+    assert "match rate, 1 sample | 100.0 %" in (tmp_path / "good" / "report.md").read_text()
+    capsys.readouterr()
+    out = ["--markdown", str(tmp_path / "table.md"), "--plot", str(tmp_path / "plot.png")]
+    assert main(["compare", str(tmp_path / "good"), str(tmp_path / "bad"), *out]) == 0
+    assert "33.3 %" in capsys.readouterr().out
+    assert "| good | bad |" in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_reports_of_different_tasks_are_not_compared(tmp_path: Path, capsys: Capture) -> None:
+    plain = {"format": 1, "figures": {}, "name": "x", "settings": {}, "inputs": {}, "versions": {}}
+    for name, task in (("a", "csp"), ("b", "denovo")):
+        (tmp_path / f"{name}.json").write_text(json.dumps(plain | {"task": task}))
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 2
+    assert "different tasks" in capsys.readouterr().err
+    (tmp_path / "c.json").write_text("[]")
+    assert main(["compare", str(tmp_path / "c.json")]) == 2
+    assert "is no report" in capsys.readouterr().err
+    assert compare_table([plain | {"task": "csp"}])[0] == ["figure", "x"]
+
+
+def test_a_report_says_how_its_figures_came_about() -> None:
+    report = {
+        "task": "csp",
+        "name": "x",
+        "inputs": {"samples": "s.parquet"},
+        "figures": {"match_1": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}},
+        "notes": ["A note."],
+        "counts": {"timeouts": 2},
+        "reasons": {"a | b": 3},
+        "tables": {},
+        "settings": {"ltol": 0.3},
+        "versions": {"pymatgen": "1"},
+        "command": "mat2seq evaluate csp",
+    }
+    text = render_markdown(report)
+    for part in ("50.0 % (40.0 to 60.0)", "A note.", "| timeouts | 2 |", "a \\| b", "ltol 0.3", "mat2seq evaluate csp"):
+        assert part in text
