@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,8 @@ from synthetic import ENANTIOMORPHIC_PAIRS, SOHNCKE, random_crystal, random_latt
 
 from mat2seq_hf.canonical import CanonicalCrystal, canonicalize
 from mat2seq_hf.errors import CrystalError, Mat2SeqError
-from mat2seq_hf.evaluation.displacement import displacement_bound, maximal_displacement
-from mat2seq_hf.evaluation.equivalents import KINDS, mirror_image, random_equivalent
+from mat2seq_hf.evaluation.displacement import displacement_bound, maximal_displacement, superposition
+from mat2seq_hf.evaluation.equivalents import KINDS, equivalent_arrays, mirror_image, random_equivalent
 
 
 def assert_laws(structure: Structure, seed: int = 0, equivalents: int = 2) -> CanonicalCrystal:
@@ -198,6 +200,9 @@ def cell(species: list[Any], coords: list[list[float]], lattice: Lattice | None 
         ("", "read as POSCAR it fails"),
         ("no names\n1.0\n3 0 0\n0 3 0\n0 0 3\n1\ndirect\n0 0 0\n", "names no elements"),
         (42, "builtins.int is no periodic crystal"),
+        ((np.eye(3) * 4, [[0, 0, 0]]), "a tuple of 2 is no crystal"),
+        ((np.eye(3) * 4, [[0, 0, 0], [0.5, 0, 0]], [26]), "do not belong together"),
+        ((np.eye(3) * 4, [[0, 0, 0]], [119]), "site 0 .Z=119.*not a chemical element"),
     ],
 )
 def test_bad_input_gets_an_error_that_says_where_and_what(crystal: object, message: str) -> None:
@@ -243,3 +248,64 @@ def test_oxidation_states_do_not_matter(crystals: dict[str, Structure]) -> None:
 def test_an_unusable_symprec_is_refused(crystals: dict[str, Structure], symprec: float) -> None:
     with pytest.raises(CrystalError, match="symprec"):
         canonicalize(crystals["NaCl"], symprec)
+
+
+@pytest.mark.parametrize("number", range(1, 231, 3))
+def test_detectors_agree_where_symmetry_is_exact(number: int) -> None:
+    structure = random_crystal(number, np.random.default_rng(1000 + number))
+    assert canonicalize(structure, detector="moyopy") == canonicalize(structure, detector="spglib")
+
+
+def test_an_unknown_detector_is_refused(crystals: dict[str, Structure]) -> None:
+    with pytest.raises(CrystalError, match="detector 'guess' is none of spglib, moyopy"):
+        canonicalize(crystals["NaCl"], detector="guess")
+
+
+@pytest.mark.parametrize("number", [2, 6, 11, 14, 62, 82, 136, 167])
+def test_a_crystal_at_the_edge_of_the_tolerance_and_its_mirror_image_have_equal_symmetry(number: int) -> None:
+    """Atoms are moved by about symprec from an achiral crystal, so that the detector can decide either way."""
+    rng = np.random.default_rng(number)
+    for _ in range(4):
+        structure = random_crystal(number, rng)
+        moves = rng.normal(size=(len(structure), 3)) * 0.004
+        structure = Structure(
+            structure.lattice, structure.species, structure.cart_coords + moves, coords_are_cartesian=True
+        )
+        crystal, image = canonicalize(structure), canonicalize(mirror_image(structure))
+        if crystal.space_group_number in SOHNCKE:
+            partners = {**dict(ENANTIOMORPHIC_PAIRS), **{b: a for a, b in ENANTIOMORPHIC_PAIRS}}
+            assert image.space_group_number == partners.get(crystal.space_group_number, crystal.space_group_number)
+            assert image.text != crystal.text
+        else:
+            assert image.text == crystal.text
+
+
+def test_arrays_give_the_text_of_the_structure(crystals: dict[str, Structure]) -> None:
+    for structure in crystals.values():
+        arrays = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
+        assert canonicalize(arrays) == canonicalize(structure)
+
+
+def test_threads_and_processes_give_the_texts_of_one_thread(crystals: dict[str, Structure]) -> None:
+    structures = list(crystals.values()) * 3
+    expected = [canonicalize(structure).text for structure in structures]
+    with ThreadPoolExecutor(4) as pool:
+        assert [crystal.text for crystal in pool.map(canonicalize, structures)] == expected
+    arrays = [(s.lattice.matrix, s.frac_coords, list(s.atomic_numbers)) for s in structures[: len(crystals)]]
+    for method in ("fork", "spawn"):
+        with ProcessPoolExecutor(2, mp_context=get_context(method)) as pool:
+            assert [crystal.text for crystal in pool.map(canonicalize, arrays)] == expected[: len(crystals)]
+
+
+def test_superposition_tells_a_chiral_crystal_from_its_mirror_image() -> None:
+    rng = np.random.default_rng(0)
+    for number in (4, 19, 76, 154, 198):
+        structure = random_crystal(number, rng)
+        arrays = (structure.lattice.matrix, structure.frac_coords, np.array(structure.atomic_numbers))
+        other = equivalent_arrays(arrays, rng, kinds=("basis", "translation", "permutation", "rotation"))
+        assert superposition(arrays, other, within=1e-6) < 1e-6
+        mirrored = (other[0] * np.array([1.0, -1.0, 1.0]), other[1], other[2])
+        assert not superposition(arrays, mirrored, within=1e-6) < 0.01
+        moves = rng.normal(size=other[1].shape) * 0.01 @ np.linalg.inv(other[0])
+        assert 0.01 < superposition(arrays, (other[0], other[1] + moves, other[2]), within=1e-6) < 0.1
+        assert np.isnan(superposition(arrays, (other[0] * 1.1, other[1], other[2]), within=1e-6))
