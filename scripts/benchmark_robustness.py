@@ -52,11 +52,11 @@ def _kind(reason: str) -> str:
 def _slowest(folder: Path, output: Path) -> list[tuple[float, str]]:
     """Wall time of each file in a process of its own, the start of the process apart."""
     worker = Worker(encode_chunk, 20)
-    worker.run([], str(output / "{}.good"), str(output / "{}.bad"), EncodeSettings())
+    worker.run([], str(output / "good"), str(output / "bad"), EncodeSettings())
     times = []
     for row in read_rows([folder]):
         start = time.perf_counter()
-        worker.run([row], str(output / "{}.good"), str(output / "{}.bad"), EncodeSettings())
+        worker.run([row], str(output / "good"), str(output / "bad"), EncodeSettings())
         times.append((time.perf_counter() - start, row.source))
     worker.close()
     return sorted(times, reverse=True)

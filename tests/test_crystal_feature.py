@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from mat2seq_hf.corpora.feature import CRYSTAL_COLUMNS, Crystal, plain_columns, with_crystals
@@ -151,8 +151,9 @@ def test_json_never_imports_what_a_file_names(crystals: dict[str, Structure]) ->
 
 
 def test_pymatgen_orders_what_makes_whole_atoms() -> None:
-    species: list[Any] = [{"Na": 0.5, "K": 0.5}, "Cl"]
-    half = Structure(Lattice.cubic(4.0), species, [[0, 0, 0], [0.5] * 3])
+    half = Structure(
+        Lattice.cubic(4.0), [Composition({"Na": 0.5, "K": 0.5}), Composition("Cl")], [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]
+    )
     with pytest.raises(CrystalError, match="supercell"):
         ordered(json.dumps(half.as_dict()))
     double = ordered(json.dumps((half * (2, 1, 1)).as_dict()))

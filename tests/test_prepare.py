@@ -137,3 +137,13 @@ def test_settings_that_cannot_work_are_refused_at_once(setting: dict[str, Any], 
 def test_names_in_a_csv_stay_as_they_are_written(tmp_path: Path) -> None:
     (tmp_path / "crystals.csv").write_text('id,cif\n007,"data_x\nno crystal"\n')
     assert [row.id for row in read_rows([tmp_path / "crystals.csv"])] == ["007"]
+
+
+def test_a_shard_from_which_all_rows_were_set_aside_opens_with_datasets(table: Path, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    prepare([table], tmp_path / "out", num_proc=1, chunk_size=1, progress=False)
+    assert len(shard_paths(tmp_path / "out")) == 10
+    files = str(tmp_path / "out" / "part-*.parquet")
+    assert len(load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))) == 7
+    assert len(list(load_dataset("parquet", data_files=files, split="train", streaming=True))) == 7

@@ -11,11 +11,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Composition, Lattice, Structure
 
 from mat2seq_hf.corpora.encode import EncodeSettings, encode_row
 from mat2seq_hf.corpora.formats import InputRow
@@ -114,8 +113,9 @@ def test_two_runs_into_one_folder_are_refused(few: Path, tmp_path: Path) -> None
 
 
 def test_disorder_is_set_aside_or_ordered_or_ends_the_run(tmp_path: Path) -> None:
-    species: list[Any] = [{"Na": 0.5, "K": 0.5}, "Cl"]
-    half = Structure(Lattice.cubic(4.0), species, [[0, 0, 0], [0.5] * 3]) * (2, 1, 1)
+    half = Structure(
+        Lattice.cubic(4.0), [Composition({"Na": 0.5, "K": 0.5}), Composition("Cl")], [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]
+    ) * (2, 1, 1)
     (tmp_path / "half.json").write_text(json.dumps(half.as_dict()))
     report = prepare([tmp_path / "half.json"], tmp_path / "a", num_proc=1, progress=False)
     assert (report.encoded, report.rejected) == (0, 1)

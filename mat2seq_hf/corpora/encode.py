@@ -118,7 +118,9 @@ def write_table(table: pa.Table, path: Path) -> None:
     partial = path.with_suffix(
         f".{os.getpid()}.tmp"
     )  # of its own: a process left over from a killed run may write, too
-    pq.write_table(table, partial, compression="zstd")
+    with pq.ParquetWriter(partial, table.schema, compression="zstd") as writer:
+        if len(table):  # datasets cannot open a file whose row group is empty; it can open one without row groups
+            writer.write_table(table)
     partial.replace(path)
 
 
@@ -160,7 +162,7 @@ def encode_chunk(
 
     Args:
         rows: the chunk.
-        good: path of the file with the columns of :data:`~.schema.PREPARED`; ``{}`` in it becomes a hash of the rows.
+        good: path of the file with the columns of :data:`~.schema.PREPARED`.
         bad: path of the file with the columns of :data:`~.schema.REJECTED`.
         settings: how crystals are encoded.
         doomed: reasons by index of rows that must not be touched again.
@@ -169,9 +171,8 @@ def encode_chunk(
     Raises:
         DisorderError: a crystal is disordered and that is an error.
     """
-    digest = _digest(rows)
-    paths = Path(good.format(digest)), Path(bad.format(digest))
-    metadata: dict[str, Any] = {**settings.metadata(), "input": digest}
+    paths = Path(good), Path(bad)
+    metadata: dict[str, Any] = {**settings.metadata(), "input": _digest(rows)}
     if (counts := _finished(*paths, metadata)) is not None:
         return counts
     encoded: list[dict[str, object]] = []

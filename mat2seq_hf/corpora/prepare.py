@@ -88,7 +88,7 @@ def _run(
         worker = workers.get()
         try:
             good, bad = map(str, _parts(folder, number))
-            counts: Counts = worker.run(rows, _quoted(good), _quoted(bad), settings, on_row=on_row)
+            counts: Counts = worker.run(rows, good, bad, settings, on_row=on_row)
         finally:
             workers.put(worker)
         bar.update(counts.read - begun)  # rows that were there already never began
@@ -119,16 +119,12 @@ def _run(
     return count
 
 
-def _quoted(path: str) -> str:
-    return path.replace("{", "{{").replace("}", "}}")
-
-
-def _clean(folder: Path, wanted: set[Path]) -> None:
+def _clean(folder: Path, output: Path, wanted: set[Path]) -> None:
     """Remove chunks of an earlier, longer input, and what killed runs left half written."""
     for path in (*shard_paths(folder), *shard_paths(folder / "rejected")):
         if path not in wanted:
             path.unlink()
-    for path in (*folder.glob("*.tmp"), *(folder / "rejected").glob("*.tmp")):
+    for path in (*folder.glob("*.tmp"), *(folder / "rejected").glob("*.tmp"), *output.glob("*.tmp")):
         path.unlink(missing_ok=True)
 
 
@@ -179,14 +175,16 @@ def _leave_out(folder: Path, output: Path, repeated: NDArray[np.bool_]) -> None:
             path.unlink()
 
 
-def finish(folder: Path, output: Path, duplicates: str) -> PrepareReport:
+def finish(folder: Path, output: Path, duplicates: str, wanted: set[Path]) -> PrepareReport:
     """Join what was set aside, list duplicates, count, and write ``report.json``.
 
     Args:
         folder: with all shards.
         output: where the prepared corpus goes: the same folder, or another one if duplicates are removed.
         duplicates: one of :data:`DUPLICATE_CHOICES`.
+        wanted: the shards, and those of rejected rows; others, from an earlier and longer input, are removed.
     """
+    _clean(folder, output, wanted)
     rejected = _join_rejected(folder, output)
     repeated = _list_duplicates(folder, output)
     if duplicates == "remove":
@@ -235,10 +233,9 @@ def prepare_rows(
                 count = _run(_chunks(rows, chunk_size), folder, settings, seconds, num_proc, bar)
             if count == 0:
                 raise Mat2SeqError("there are no crystals in the input")
-            for path in target.glob("*.tmp"):
-                path.unlink()
-            _clean(folder, {path for number in range(count) for path in _parts(folder, number)})
-            return finish(folder, target, duplicates)
+            return finish(
+                folder, target, duplicates, {path for number in range(count) for path in _parts(folder, number)}
+            )
     except Timeout as error:
         raise Mat2SeqError(f"another run is writing to {target}; wait for it, or give another folder") from error
 
