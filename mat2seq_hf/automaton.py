@@ -54,12 +54,9 @@ class StateTable:
         self.ranks = np.full((_WIDTH + 256, _WIDTH), -1, dtype=np.int16)  # place of each token in a set, -1: not in it
         self.ranks[np.arange(_WIDTH), np.arange(_WIDTH)] = 0
         self.states: list[State] = []
-        self.mask = np.empty(1024, dtype=np.int64)
-        self.base = np.empty(1024, dtype=np.int64)  # where the successors of a node begin
-        self.run_start = np.empty(1024, dtype=np.int64)
-        self.run_length = np.empty(1024, dtype=np.int64)
-        self.runs = np.empty(4096, dtype=np.int64)
-        self.next = np.empty(1 << 16, dtype=np.int32)  # successors, -1: not met yet
+        self._resize_nodes(np.empty((4, 4096), dtype=np.int64))
+        self.runs = np.empty(1 << 14, dtype=np.int64)
+        self.next = np.full(1 << 18, -1, dtype=np.int32)  # successors, -1: not met yet
         self.cache: dict[Any, Any] = {}  # what others derive from the table and want to keep with it
         self._numbers: dict[Key, int] = {}
         self._nodes: dict[State, int] = {}
@@ -68,6 +65,11 @@ class StateTable:
 
     def __len__(self) -> int:
         return len(self.states)
+
+    def _resize_nodes(self, facts: Integers) -> None:
+        """Facts about the nodes: number of the set, where successors and run begin, and the length of the run."""
+        self._facts = facts
+        self.mask, self.base, self.run_start, self.run_length = facts
 
     @property
     def is_full(self) -> bool:
@@ -107,18 +109,18 @@ class StateTable:
         return self._append(state, run, then, number)
 
     def _append(self, state: State, run: list[int], then: State, mask: int) -> int:
-        node = len(self.states)
-        self.mask, self.base = _grown(self.mask, node + 1), _grown(self.base, node + 1)
-        self.run_start, self.run_length = _grown(self.run_start, node + 1), _grown(self.run_length, node + 1)
-        self.mask[node], self.base[node] = mask, self._next_filled
-        self.run_start[node], self.run_length[node] = self._runs_filled, len(run)
-        self.runs = _grown(self.runs, self._runs_filled + len(run) + 1)
+        node, choices = len(self.states), len(self.masks[mask])
+        if node == self._facts.shape[1]:
+            self._resize_nodes(np.concatenate([self._facts, np.empty_like(self._facts)], axis=1))
+        self._facts[:, node] = mask, self._next_filled, self._runs_filled, len(run)
+        if self._runs_filled + len(run) >= len(self.runs):
+            self.runs = np.concatenate([self.runs, np.empty_like(self.runs)])
         self.runs[self._runs_filled : self._runs_filled + len(run)] = run
         self._runs_filled += len(run)
-        choices = len(self.masks[mask])
-        self.next = _grown(self.next, self._next_filled + choices)
-        # nothing but padding follows the end, which is node 0
-        self.next[self._next_filled : self._next_filled + choices] = 0 if isinstance(then, Done) else -1
+        if self._next_filled + choices > len(self.next):
+            self.next = np.concatenate([self.next, np.full_like(self.next, -1)])
+        if isinstance(then, Done):  # nothing but padding follows the end, which is node 0
+            self.next[self._next_filled] = 0
         self._next_filled += choices
         self.states.append(then)
         self._nodes[state] = node

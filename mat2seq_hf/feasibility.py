@@ -41,16 +41,16 @@ class _Sizes:
     all_fixed: Vector
     free_sums: tuple[int, ...]
 
-    def unused(self, used: int, first: int) -> Vector:
-        """Vector of the fixed positions from letter ``first`` on that are not in the bit set ``used``."""
-        return tuple(
-            sum(
-                1
-                for letter in range(first, len(self.sizes))
-                if not self.is_free[letter] and self.sizes[letter] == size and not used >> letter & 1
-            )
-            for size in self.fixed_sizes
-        )
+
+@lru_cache(maxsize=1 << 16)
+def _unused(number: int, used: int, first: int) -> Vector:
+    """Vector of the fixed positions from letter ``first`` on that are not in the bit set ``used``."""
+    group = _sizes(number)
+    counts = dict.fromkeys(group.fixed_sizes, 0)
+    for letter in range(first, len(group.sizes)):
+        if not group.is_free[letter] and not used >> letter & 1:
+            counts[group.sizes[letter]] += 1
+    return tuple(counts.values())
 
 
 def _sums(sizes: set[int]) -> int:
@@ -181,7 +181,7 @@ def smallest_cell(number: int, elements: int) -> int:
 def _completes(number: int, count: int, first: int, used: int, later: Counts) -> bool:
     """Whether ``count`` more atoms go on letters from ``first`` on and the ``later`` elements on what is then left."""
     group = _sizes(number)
-    here, everywhere = group.unused(used, first), group.unused(used, 0)
+    here, everywhere = _unused(number, used, first), _unused(number, used, 0)
     return any(
         group.free_sums[first] >> (count - held) & 1
         and _fits(number, tuple(a - b for a, b in zip(everywhere, taken, strict=True)), later)

@@ -255,7 +255,7 @@ def _after_lattice(state: Lattice, token: int) -> State:
     if len(pieces) < (2 if is_angle else 3):
         if not is_angle and (state.low, state.high) == LENGTHS and not _ties(state):
             pieces = _ANY_LENGTH[: len(pieces)]
-        return state._replace(pieces=pieces)
+        return Lattice(state.crystal, state.values, state.low, state.high, pieces)
     value = 0
     for piece in pieces:
         value = value * 100 + piece
@@ -284,7 +284,7 @@ def _occupy(state: Place, letter: int) -> tuple[Place, Need]:
     left = state.left - position.multiplicity // points_per_primitive(number)
     is_free = position.freedom > 0
     used = state.used if is_free else state.used | 1 << letter
-    place = state._replace(left=left, letter=letter, used=used)
+    place = Place(state.crystal, state.element, left, letter, used, state.placed)
     same = [point for at, point in state.placed if at == letter]
     need = Need(
         after=same[-1] if letter == state.letter and is_free else None,
@@ -306,7 +306,8 @@ def _next_coordinate(place: Place, need: Need, known: Point) -> State:
     stop = free.axes[len(known)] if len(known) < len(free.axes) else 3
     words = (coordinate_word(free.coordinate(axis, known)) for axis in range(start, stop))
     if stop == 3:
-        after = _next_site(place._replace(placed=(*place.placed, (place.letter, known))))
+        crystal, element, left, letter, used, placed = place
+        after = _next_site(Place(crystal, element, left, letter, used, (*placed, (letter, known))))
     else:
         values = next_values(place.crystal.number, place.letter, need, known)
         after = Coordinate(place, need, known, values, None)
@@ -329,7 +330,7 @@ def _after_coordinate(state: Coordinate, token: int) -> State:
     if state.head is not None:
         value = parse_coordinate(f"0.{state.head:02d}{word[2:]}")
     elif word.startswith("0."):
-        return state._replace(head=int(word[2:]))
+        return Coordinate(state.place, state.need, state.known, state.values, int(word[2:]))
     else:
         value = parse_coordinate(word)
     return _next_coordinate(state.place, state.need, (*state.known, value))
