@@ -33,7 +33,14 @@ def optimade_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = {"insert_test_data": True, "database_backend": "mongomock", "page_limit": 5, "page_limit_max": 50}
+    settings = {
+        "aliases": {"structures": {"id": "task_id"}},  # as in the server's own configuration for its test structures
+        "provider_fields": {"structures": ["chemsys"]},
+        "insert_test_data": True,
+        "database_backend": "mongomock",
+        "page_limit": 5,
+        "page_limit_max": 50,
+    }
     config = tmp_path_factory.mktemp("optimade") / "config.json"
     config.write_text(json.dumps(settings))
     command = [sys.executable, "-m", "uvicorn", "optimade.server.main:app", "--port", str(port)]
@@ -66,6 +73,7 @@ def test_all_pages_of_an_optimade_provider_arrive(optimade_url: str, tmp_path: P
     assert all((row["structure"] is None) == (row["error"] is not None) for row in dataset)
     good = next(row for row in dataset if row["structure"] is not None)
     assert good["nsites"] == len(good["structure"])
+    assert good["_exmpl_chemsys"].split("-") == sorted(good["structure"].symbol_set)
 
 
 @pytest.mark.slow
