@@ -102,6 +102,8 @@ def _orbit_letters(crystal: StandardCrystal, images: Floats) -> Integers:
 
 def _smallest(rows: Integers, usable: NDArray[np.bool_], grid: int) -> Integers:
     """Lexicographically smallest usable row, shape (c, n, 3) -> (c, 3); each column fits below ``grid``."""
+    if rows.shape[1] == 1:
+        return rows[:, 0]
     large = np.iinfo(np.int64).max
     leading = np.where(usable, rows[..., 0] * grid + rows[..., 1], large)
     first = leading.min(axis=1)
