@@ -15,6 +15,9 @@ from .registration import register
 if TYPE_CHECKING:
     from .canonical import CanonicalCrystal, Site, canonicalize
     from .cif import cif_text
+    from .corpora.builder import CrystalCorpus
+    from .corpora.feature import Crystal
+    from .corpora.load import load_crystals
     from .errors import (
         CrystalError,
         DecodeError,
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = [
     "SCHEME_VERSION",
     "CanonicalCrystal",
+    "Crystal",
+    "CrystalCorpus",
     "CrystalError",
     "CrystalGenerationPipeline",
     "DecodeError",
@@ -50,12 +55,16 @@ __all__ = [
     "canonicalize",
     "cif_text",
     "gpt2_config",
+    "load_crystals",
     "scheme_fingerprint",
 ]
 
 _HOME = {
     "canonical": ("CanonicalCrystal", "Site", "canonicalize"),
     "cif": ("cif_text",),
+    "corpora.builder": ("CrystalCorpus",),
+    "corpora.feature": ("Crystal",),
+    "corpora.load": ("load_crystals",),
     "errors": (
         *("CrystalError", "DecodeError", "FormulaError", "Mat2SeqError", "PromptError"),
         *("SchemeMismatchError", "SymmetryError"),
