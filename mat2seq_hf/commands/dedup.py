@@ -15,7 +15,7 @@ __all__ = ["EXAMPLES", "SUMMARY", "add_arguments", "print_overlaps", "run"]
 SUMMARY = "find crystals that are there more than once"
 EXAMPLES = """examples:
   mat2seq dedup cifs/ more.zip table.csv -o deduplicated/    duplicates.csv and unique.csv
-  mat2seq dedup cifs/ --near 0.05                            near-duplicates, too: within 0.05 angstrom
+  mat2seq dedup cifs/ --near 0.1                             near-duplicates, too: within 0.1 angstrom
   mat2seq dedup prepared/train prepared/val prepared/test    what prepared splits have in common
 
 Two crystals are the same if their canonical sequences are: cell, origin, orientation, order of atoms and supercell
@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="join near-duplicates: same formula, space "
         "group and Wyckoff positions, lattice and coordinates within this tolerance",
     )
-    parser.add_argument("--symprec", type=float, default=0.01, help="symmetry tolerance in angstrom (default: 0.01)")
+    parser.add_argument(
+        "--symprec", type=float, help="symmetry tolerance in angstrom (default: 0.01; with --near the same as that)"
+    )
     parser.add_argument("--num-proc", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     parser.add_argument("--show", type=int, default=5, metavar="N", help="groups to print (default: 5)")
 
@@ -75,7 +77,9 @@ def run(args: argparse.Namespace) -> int:
     if len(args.inputs) > 1 and all(map(_is_prepared, args.inputs)):
         print_overlaps(leakage({path: path for path in args.inputs}))
         return 0
-    found = dedup(args.inputs, args.output, near=args.near, symprec=args.symprec, num_proc=args.num_proc)
+    # crystals that differ by the tolerance show the same symmetry only if the search allows for as much
+    symprec = args.symprec or min(max(args.near or 0.0, 0.01), 0.2)
+    found = dedup(args.inputs, args.output, near=args.near, symprec=symprec, num_proc=args.num_proc)
     print(
         f"{found.read:,} crystals: {found.distinct:,} distinct, {found.duplicates:,} duplicates in "
         f"{len(found.groups):,} groups, {found.rejected:,} set aside"
