@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -98,8 +100,6 @@ def eval_fraction(word: str) -> float:
 
 def judge(row: dict[str, Any], symprec: float) -> dict[str, Any]:
     """All verdicts on one finished sample."""
-    from pymatgen.core import Composition
-
     from mat2seq_hf import CanonicalCrystal
     from mat2seq_hf.wyckoff import SYMBOLS
 
@@ -107,8 +107,10 @@ def judge(row: dict[str, Any], symprec: float) -> dict[str, Any]:
     formula, symbol, sites = read_words(row["text"])
     number = SYMBOLS.index(symbol) + 1
     asked = json.loads(row["prompt"])
-    wanted = {element.symbol: round(n) for element, n in Composition(asked["formula"]).reduced_composition.items()}
-    wanted = {element: n * asked.get("formula_units", 1) for element, n in wanted.items()}
+    units = asked.get("formula_units", 1)
+    parts = re.findall(r"([A-Z][a-z]?)(\d*)", asked["formula"])
+    divisor = math.gcd(*(int(count or 1) for _, count in parts))
+    wanted = {element: int(count or 1) // divisor * units for element, count in parts}
     verdict: dict[str, Any] = {
         "composition": dict(Counter(site.specie.symbol for site in structure)) == wanted == formula,
         "multiplicities": all(orbit_size(number, point) == int(name[:-1]) for _, name, point in sites),
