@@ -31,6 +31,7 @@ def parse_arguments() -> argparse.Namespace:
         ("growth", "processor time against the number of atoms"),
         ("parallel", "one process against two, in wall time"),
         ("memory", "resident memory over many calls"),
+        ("detectors", "how many texts differ when moyopy decides instead of spglib"),
         ("readers", "gemmi against pymatgen: speed, and whether both find the same crystal"),
     ):
         command = commands.add_parser(name, help=text)
@@ -193,6 +194,26 @@ def memory(options: argparse.Namespace) -> None:
     print(f"  {options.calls} calls: at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.1f} MiB")
 
 
+def detectors(options: argparse.Namespace) -> None:
+    from mat2seq_hf.canonical import canonicalize
+    from mat2seq_hf.operations import primitive_operations
+
+    cifs = cifs_of(options)
+    for symprec in (1e-3, 0.01, 0.1):
+        more: Counter[str] = Counter()
+        for cif in tqdm(cifs, leave=False, desc=f"{symprec:g}"):
+            found = {name: canonicalize(cif, symprec, name) for name in ("spglib", "moyopy")}
+            if found["spglib"] != found["moyopy"]:
+                orders = {
+                    name: len(primitive_operations(crystal.space_group_number)[0]) / sum(crystal.composition.values())
+                    for name, crystal in found.items()
+                }
+                more[max(orders, key=orders.__getitem__) if len(set(orders.values())) > 1 else "neither"] += 1
+        print(
+            f"  symprec {symprec:g}: {sum(more.values())} of {len(cifs)} differ; higher symmetry found by {dict(more)}"
+        )
+
+
 def atoms_of(text: str, *, plain: bool) -> Any:
     """Lattice parameters and rounded, sorted atoms, or the name of the error."""
     from pymatgen.core import Lattice
@@ -233,7 +254,14 @@ def readers(options: argparse.Namespace) -> None:
 def main() -> None:
     warnings.simplefilter("ignore")
     options = parse_arguments()
-    commands = {"speed": speed, "growth": growth, "parallel": parallel, "memory": memory, "readers": readers}
+    commands = {
+        "speed": speed,
+        "growth": growth,
+        "parallel": parallel,
+        "memory": memory,
+        "detectors": detectors,
+        "readers": readers,
+    }
     commands[options.command](options)
 
 

@@ -6,6 +6,8 @@ its decoded form. Finished parts are kept as parquet files and not repeated; ``r
 
     python scripts/sweep_canonical.py run --data ../shared/data --output sweep
     python scripts/sweep_canonical.py report --output sweep --results results/canonical_form
+    python scripts/sweep_canonical.py collisions --data ../shared/data --output sweep --results results/canonical_form
+    python scripts/sweep_canonical.py chirality --output sweep --results results/canonical_form
 """
 
 from __future__ import annotations
@@ -64,6 +66,13 @@ def parse_arguments() -> argparse.Namespace:
     report = commands.add_parser("report", help="sum up what is there")
     report.add_argument("--output", type=Path, required=True)
     report.add_argument("--results", type=Path, required=True, help="folder for summary.json, failures.jsonl, table.md")
+    collisions = commands.add_parser("collisions", help="superpose all crystals that share a text")
+    collisions.add_argument("--data", type=Path, required=True)
+    chirality = commands.add_parser("chirality", help="superpose the chiral crystals with their mirror images")
+    for command in (collisions, chirality):
+        command.add_argument("--output", type=Path, required=True, help="folder of the sweep")
+        command.add_argument("--results", type=Path, required=True)
+        command.add_argument("--symprec", type=float, default=0.01)
     return parser.parse_args()
 
 
@@ -215,6 +224,97 @@ def summary_of(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[st
 LAWS = ("encoded", "unique", "idempotent", "composition", "density", "space group", "handedness", "displacement")
 
 
+def rows_at(folder: Path, symprec: float) -> list[dict[str, Any]]:
+    """All rows of the sweep at one symprec, each with its split."""
+    import pyarrow.parquet as pq
+
+    rows = []
+    for part in sorted(folder.glob(f"*-{symprec:g}")):
+        split = part.name.removesuffix(f"-{symprec:g}").replace("-", "/")
+        for path in sorted(part.glob("*.parquet")):
+            rows += [{"split": split, **row} for row in pq.read_table(path).to_pylist()]
+    return rows
+
+
+def collisions(options: argparse.Namespace) -> None:
+    """Crystals with one text: is it the same crystal, and how far apart are the atoms of the two originals?"""
+    import pandas as pd
+
+    from mat2seq_hf.cell import read_cell
+    from mat2seq_hf.evaluation.displacement import superposition
+    from mat2seq_hf.reduction import primitive_cell
+
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows_at(options.output, options.symprec):
+        if not row["error"]:
+            groups.setdefault(row["text"], []).append(row)
+    shared = [members for members in groups.values() if len(members) > 1]
+    splits = {row["split"] for members in shared for row in members}
+    cifs = {
+        (split, str(name)): cif
+        for split in splits
+        for name, cif in pd.read_parquet(options.data / f"{split}.parquet", columns=["material_id", "cif"]).to_numpy()
+    }
+
+    def arrays(row: dict[str, Any]) -> Any:
+        cell = primitive_cell(read_cell(cifs[row["split"], row["id"]]), 7e-6)
+        return cell.lattice, cell.positions, cell.numbers
+
+    pairs, distances, others = 0, [], []
+    for members in tqdm(shared, unit="text"):
+        first = arrays(members[0])
+        for row in members[1:]:
+            pairs += 1
+            second = arrays(row)
+            bound = members[0]["bound"] + row["bound"]
+            distance = superposition(first, second, within=bound / 4, slack=0.02 + options.symprec)
+            if distance <= bound:
+                distances.append(distance)
+            else:  # one of them has a larger cell that symprec makes smaller
+                others.append({"first": members[0]["id"], "second": row["id"], "distance": distance, "bound": bound})
+                others[-1]["atoms"] = [len(first[2]), len(second[2]), row["atoms"]]
+    record = {
+        "crystals": sum(map(len, groups.values())),
+        "texts": len(groups),
+        "pairs_with_one_text": pairs,
+        "the_same_crystal": len(distances),
+        "largest_distance": max(distances, default=None),
+        "other_pairs": others,
+    }
+    write_record(options, "collisions", record)
+
+
+def chirality(options: argparse.Namespace) -> None:
+    """Crystals whose mirror image has another text: can the two be superposed after all?"""
+    from mat2seq_hf.canonical import CanonicalCrystal
+    from mat2seq_hf.evaluation.displacement import superposition
+
+    chiral = [row for row in rows_at(options.output, options.symprec) if not row["error"] and not row["mirror_same"]]
+    congruent, misfits = [], []
+    for row in tqdm(chiral, unit="crystal"):
+        structure = CanonicalCrystal.from_text(row["text"]).to_structure()
+        crystal = structure.lattice.matrix, structure.frac_coords, np.array(structure.atomic_numbers)
+        mirrored = crystal[0] * np.array([-1.0, 1.0, 1.0]), crystal[1], crystal[2]
+        misfit = superposition(crystal, mirrored, within=1e-3)
+        misfits.append(misfit)
+        if misfit <= 1e-3:
+            congruent.append({"id": row["id"], "text": row["text"], "misfit": misfit})
+    record = {
+        "crystals_with_another_mirror_image": len(chiral),
+        "no_superposition_at_all": int(np.isnan(misfits).sum()),
+        "smallest_misfit": float(np.nanmin(misfits)) if misfits else None,
+        "congruent_all_the_same": congruent,
+    }
+    write_record(options, "chirality", record)
+
+
+def write_record(options: argparse.Namespace, name: str, record: dict[str, Any]) -> None:
+    options.results.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"symprec": options.symprec, **record}, indent=1)
+    (options.results / f"{name}.json").write_text(text + "\n")
+    print(text[:3000])
+
+
 def report(options: argparse.Namespace) -> None:
     import pyarrow.parquet as pq
 
@@ -247,10 +347,7 @@ def report(options: argparse.Namespace) -> None:
 
 def main() -> None:
     options = parse_arguments()
-    if options.command == "run":
-        run(options)
-    else:
-        report(options)
+    {"run": run, "report": report, "collisions": collisions, "chirality": chirality}[options.command](options)
 
 
 if __name__ == "__main__":
