@@ -10,15 +10,30 @@ from typing import Any
 
 from .coordinates import Values
 from .grid import COORDINATE_GRID, FRACTIONS, coordinate_word
-from .vocabulary import TOKEN_IDS
+from .vocabulary import TOKEN_IDS, TOKENS
 
-__all__ = ["LENGTHS", "Key", "angle_key", "coordinate_key", "lattice_parameter", "length_key", "token_set"]
+__all__ = [
+    "LENGTHS",
+    "SIGNED_IDS",
+    "Key",
+    "angle_key",
+    "coordinate_key",
+    "lattice_parameter",
+    "length_key",
+    "number_tokens",
+    "remembered",
+    "signed_range",
+    "token_set",
+]
 
 #: A token id (the only choice), a tuple of token ids, or the name of a family of sets followed by its parameters.
 Key = int | tuple[Any, ...]
 
 #: Least and largest length in 1e-4 angstrom.
 LENGTHS = (10_000, 4_999_999)
+
+#: Tokens of the whole part of a property, sign included.
+SIGNED_IDS = tuple(TOKEN_IDS[f"{sign}{number}."] for sign in "+-" for number in range(100))
 
 _ANGLES = (100, 17_999)  # 1e-2 degree
 _ROOM = 100  # how far, in 1e-2 degree, three angles must stay from those of a flat cell
@@ -88,6 +103,12 @@ def _triclinic_angle(values: tuple[int, ...]) -> tuple[int, int]:
     return max(low, abs(alpha - beta) + _ROOM), min(high, alpha + beta - _ROOM, 36000 - alpha - beta - _ROOM)
 
 
+def remembered(system: str, values: tuple[int, ...]) -> tuple[int, ...]:
+    """Parameters, with 0 for those on which nothing depends any more: other cells then go on in the same state."""
+    kept = () if system != "triclinic" else values[3:] if len(values) >= 3 else values[-1:]
+    return (0,) * (len(values) - len(kept)) + kept
+
+
 def length_key(low: int, high: int, whole: int | None, piece: int | None) -> Key:
     """Next token of a length between ``low`` and ``high`` (1e-4 angstrom) after its whole part and first piece."""
     if whole is None:
@@ -109,6 +130,26 @@ def angle_key(low: int, high: int, whole: int | None) -> Key:
     if whole is not None:
         return ("pieces", *_whole_angle(low, high, whole))
     return ("angle", low, high)
+
+
+def signed_range(whole: str) -> tuple[int, int]:
+    """Numbers, in hundredths, that begin with a whole part such as ``+2.`` or ``-0.``; zero is always ``+0.00``.
+
+    Example:
+        >>> signed_range("+2."), signed_range("-0.")
+        ((200, 299), (-99, -1))
+    """
+    start = int(whole[1:-1]) * 100
+    return (start, start + 99) if whole[0] == "+" else (-start - 99, min(-start, -1))
+
+
+def number_tokens(low: int, high: int, whole: int | None) -> tuple[int, ...]:
+    """Next tokens of a property between ``low`` and ``high`` (hundredths), after the token of its whole part."""
+    if whole is None:
+        ranges = ((token, signed_range(TOKENS[token])) for token in SIGNED_IDS)
+        return tuple(token for token, (first, last) in ranges if first <= high and low <= last)
+    first, last = signed_range(TOKENS[whole])
+    return tuple(_PIECES[abs(value) % 100] for value in range(max(first, low), min(last, high) + 1))
 
 
 def _angles(low: int, high: int) -> tuple[int, ...]:

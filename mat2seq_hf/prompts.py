@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
@@ -47,8 +48,8 @@ class Prompt:
         max_atoms: at most so many atoms in the primitive cell.
         space_group: number, or International short symbol such as ``"Fm-3m"``.
         crystal_system: such as ``"cubic"``.
-        properties: value of a numeric field, or None for unknown; they become prefix fields, which only a model that
-            was trained with them understands.
+        properties: value of a numeric field, a range ``(low, high)`` in which the model chooses, or None for unknown;
+            they become prefix fields, which only a model that was trained with them understands.
         condition: whether space group, crystal system, elements and number of atoms also become prefix fields. The
             grammar enforces them in any case.
         open_prefix: accept any well-formed prefix fields in front, as when texts are scored. They are not compared
@@ -76,7 +77,8 @@ class Prompt:
         if self.elements is not None:
             object.__setattr__(self, "elements", tuple(self.elements))
         pairs = self.properties.items() if isinstance(self.properties, Mapping) else self.properties
-        object.__setattr__(self, "properties", tuple(sorted((str(name), value) for name, value in pairs)))
+        plain = ((str(name), tuple(value) if isinstance(value, list) else value) for name, value in pairs)
+        object.__setattr__(self, "properties", tuple(sorted(plain)))
 
     def __repr__(self) -> str:
         asked = [f"{name}={value!r}" for name, value in vars(self).items() if value not in (None, (), False)]
@@ -135,7 +137,7 @@ class Plan:
 
     Attributes:
         prompt: what was asked.
-        prefix: token ids of the prefix fields.
+        prefix: token ids of the prefix fields; a pair is a range of numbers in hundredths.
         groups: space groups that may be used, ascending.
         ranks: ranks of the elements that must occur, ascending, or None for any.
         ratio: counts in one formula unit, in the order of ``ranks``, or None if no formula is asked.
@@ -144,7 +146,7 @@ class Plan:
     """
 
     prompt: Prompt
-    prefix: tuple[int, ...]
+    prefix: tuple[int | tuple[int, int], ...]
     groups: tuple[int, ...]
     ranks: tuple[int, ...] | None
     ratio: tuple[int, ...] | None
@@ -206,11 +208,21 @@ def _groups(prompt: Prompt) -> tuple[int, ...]:
         return groups
     number = space_group_number(asked) if isinstance(asked, str) else asked
     if number is None:
-        raise PromptError(f"unknown space group {asked!r}; write a number or a short symbol such as 'Fm-3m', 'P2_1/c'")
+        raise PromptError(
+            f"unknown space group {asked!r}{_similar(str(asked))}; write a number or a short symbol such as 'Fm-3m', "
+            "'P2_1/c'"
+        )
     _whole_number(number, "the number of a space group", 1, 230)
     if number not in groups:
         raise PromptError(f"space group {_name(number)} is {crystal_system(number)}, not {system}")
     return (number,)
+
+
+def _similar(symbol: str) -> str:
+    """The symbol that may have been meant: subscripts without ``_``, lower case, blanks, a wrong letter."""
+    plain = {known.replace("_", "").lower(): known for known in SYMBOLS}
+    found = get_close_matches(re.sub(r"[_\s]", "", symbol).lower(), plain, n=1, cutoff=0.7)
+    return f" (did you mean {plain[found[0]]!r}?)" if found else ""
 
 
 def _name(number: int) -> str:
@@ -242,32 +254,51 @@ def _atom_range(prompt: Prompt, max_atoms: int) -> tuple[int, int]:
     return prompt.n_atoms, prompt.n_atoms
 
 
-def _number_text(name: str, value: object) -> str:
+def _hundredths(name: str, value: object) -> int:
+    """A property value on the grid of the prefix fields."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise PromptError(f"{name} must be a number, a range (low, high), or None for unknown, not {value!r}")
+    if abs(round(value, 2)) >= 100:
+        raise PromptError(f"{name} must lie between -99.99 and 99.99, not {value!r}")
+    return round(round(value, 2) * 100)
+
+
+def _field_value(name: str, value: object) -> list[int | tuple[int, int]]:
+    """Tokens of a property's value, or its range."""
     if name not in NUMERIC_FIELDS:
         raise PromptError(f"unknown property {name!r}; there are {', '.join(NUMERIC_FIELDS)}")
     if value is None:
-        return UNKNOWN_VALUE
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise PromptError(f"{name} must be a number, or None for unknown, not {value!r}")
-    if abs(round(value, 2)) >= 100:
-        raise PromptError(f"{name} must lie between -99.99 and 99.99, not {value!r}")
-    return f"{round(value, 2) + 0.0:+.2f}"
+        return list(tokenize(UNKNOWN_VALUE))
+    if not isinstance(value, tuple):
+        return list(tokenize(f"{_hundredths(name, value) / 100 + 0.0:+.2f}"))
+    if len(value) != 2:
+        raise PromptError(f"a range of {name} is a pair (low, high), not {value!r}")
+    low, high = (_hundredths(name, end) for end in value)
+    if low > high:
+        raise PromptError(f"the range of {name} is empty: {value[0]} is larger than {value[1]}")
+    return [(low, high)] if low < high else _field_value(name, value[0])
 
 
-def _prefix(prompt: Prompt, ranks: tuple[int, ...] | None, groups: tuple[int, ...]) -> tuple[int, ...]:
-    words = {name: f"{name}= {_number_text(name, value)}" for name, value in prompt.properties}
+def _prefix(
+    prompt: Prompt, ranks: tuple[int, ...] | None, groups: tuple[int, ...]
+) -> tuple[int | tuple[int, int], ...]:
+    values: dict[str, Sequence[int | tuple[int, int]]] = {}
+    values |= {name: _field_value(name, value) for name, value in prompt.properties}
     if prompt.condition:
+        words: dict[str, str] = {}
         if prompt.space_group is not None:
-            words["space_group"] = f"space_group= {group_word(groups[0])}"
+            words["space_group"] = group_word(groups[0])
         if prompt.crystal_system is not None:
-            words["crystal_system"] = f"crystal_system= {prompt.crystal_system}"
+            words["crystal_system"] = prompt.crystal_system
         if ranks is not None:
-            words["elements"] = f"elements= {' '.join(ELEMENTS[rank] for rank in ranks)}"
+            words["elements"] = " ".join(ELEMENTS[rank] for rank in ranks)
+        values.update((name, [*tokenize(text)]) for name, text in words.items())
         if prompt.n_atoms is not None:
-            words["n_atoms"] = f"n_atoms={prompt.n_atoms}"
-    if not words:
+            values["n_atoms"] = [*tokenize(f"n_atoms={prompt.n_atoms}")][1:]
+    if not values:
         return ()
-    return tuple(tokenize(" ".join([words[name] for name in FIELDS if name in words] + [END_OF_FIELDS])))
+    parts = [part for name in FIELDS if name in values for part in (*tokenize(f"{name}="), *values[name])]
+    return (*parts, *tokenize(END_OF_FIELDS))
 
 
 def _formula_plan(prompt: Prompt, plan: Plan, formula: dict[str, int]) -> Plan:

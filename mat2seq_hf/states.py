@@ -10,7 +10,17 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-from .choices import LENGTHS, Key, angle_key, coordinate_key, lattice_parameter, length_key
+from .choices import (
+    LENGTHS,
+    SIGNED_IDS,
+    Key,
+    angle_key,
+    coordinate_key,
+    lattice_parameter,
+    length_key,
+    number_tokens,
+    remembered,
+)
 from .coordinates import Need, Point, Values, free_position, has_room, next_values, orbit_points
 from .elements import ELEMENTS
 from .feasibility import next_letters, trailing_sites
@@ -32,19 +42,7 @@ from .vocabulary import (
 )
 from .wyckoff import wyckoff_positions
 
-__all__ = [
-    "Coordinate",
-    "Done",
-    "Fields",
-    "Forced",
-    "Formula",
-    "Lattice",
-    "Place",
-    "State",
-    "initial_state",
-    "next_key",
-    "next_state",
-]
+__all__ = ["Done", "Forced", "State", "initial_state", "next_key", "next_state"]
 
 _ELEMENT_IDS = tuple(TOKEN_IDS[symbol] for symbol in ELEMENTS)
 _RANKS = {token: rank for rank, token in enumerate(_ELEMENT_IDS)}
@@ -56,7 +54,6 @@ _GROUPS = {token: number for number, token in _GROUP_IDS.items()}
 _FIELD_IDS = tuple(TOKEN_IDS[f"{name}="] for name in FIELDS)
 _END_OF_FIELDS, _UNKNOWN = TOKEN_IDS[END_OF_FIELDS], TOKEN_IDS[UNKNOWN_VALUE]
 _PIECE_IDS = tuple(TOKEN_IDS[f"##{number:02d}"] for number in range(100))
-_SIGNED_IDS = tuple(TOKEN_IDS[f"{sign}{number}."] for sign in "+-" for number in range(100))
 _ANY_LENGTH = (2, 0)  # pieces of a length that no limit is near to
 
 
@@ -99,6 +96,16 @@ class Formula(NamedTuple):
     head: int = 0
 
 
+class Number(NamedTuple):
+    """A property of which a range is asked: limits in hundredths, the token of its whole part, the prefix after it."""
+
+    plan: Plan
+    low: int
+    high: int
+    whole: int | None
+    rest: tuple[int | tuple[int, int], ...]
+
+
 class Lattice(NamedTuple):
     """A free lattice parameter between ``low`` and ``high``, its pieces so far, and the parameters before it."""
 
@@ -139,7 +146,7 @@ class Coordinate(NamedTuple):
     head: int | None
 
 
-State = Done | Forced | Fields | Formula | Lattice | Place | Coordinate
+State = Done | Forced | Fields | Number | Formula | Lattice | Place | Coordinate
 
 
 def _forced(tokens: Iterable[int], then: State) -> State:
@@ -187,8 +194,8 @@ def _field_choices(state: Fields) -> tuple[int, ...]:
     more = (*_FIELD_IDS[state.field + 1 :], _END_OF_FIELDS)
     if name in NUMERIC_FIELDS:
         if not written:
-            return (_UNKNOWN, *_SIGNED_IDS)
-        return more if written[-1] not in _SIGNED_IDS else _PIECE_IDS
+            return (_UNKNOWN, *SIGNED_IDS)
+        return more if written[-1] not in SIGNED_IDS else _PIECE_IDS
     if name == "elements":
         if not written:
             return (_UNKNOWN, *_ELEMENT_IDS)
@@ -220,17 +227,11 @@ def _next_parameter(crystal: Crystal, values: tuple[int, ...]) -> State:
     while len(values) < 6:
         parameter = lattice_parameter(system, values)
         if isinstance(parameter, tuple):
-            return _forced(tokens, Lattice(crystal, _remembered(system, values), *parameter, ()))
+            return _forced(tokens, Lattice(crystal, remembered(system, values), *parameter, ()))
         tokens += tokenize(length_word(parameter) if len(values) < 3 else angle_word(parameter))
         values = (*values, parameter)
     first = Place(crystal, 0, crystal.counts[0], -1, 0, ())
     return _forced([*tokens, _ELEMENT_IDS[crystal.ranks[0]]], first)
-
-
-def _remembered(system: str, values: tuple[int, ...]) -> tuple[int, ...]:
-    """Parameters, with 0 for those on which nothing depends any more: other cells then go on in the same state."""
-    kept = () if system != "triclinic" else values[3:] if len(values) >= 3 else values[-1:]
-    return (0,) * (len(values) - len(kept)) + kept
 
 
 def _lattice_key(state: Lattice) -> Key:
@@ -340,7 +341,17 @@ def initial_state(plan: Plan) -> State:
     """State after the begin token."""
     if plan.prompt.open_prefix:
         return Fields(plan, -1, ())
-    return _forced(plan.prefix, Formula(plan))
+    return _after_prefix(plan, plan.prefix)
+
+
+def _after_prefix(plan: Plan, prefix: tuple[int | tuple[int, int], ...]) -> State:
+    """What follows when these parts of the prefix fields are still to come."""
+    tokens: list[int] = []
+    for place, part in enumerate(prefix):
+        if isinstance(part, tuple):
+            return _forced(tokens, Number(plan, *part, None, prefix[place + 1 :]))
+        tokens.append(part)
+    return _forced(tokens, Formula(plan))
 
 
 def next_key(state: State) -> Key:
@@ -354,6 +365,8 @@ def next_key(state: State) -> Key:
             return _lattice_key(state)
         case Place():
             return _place_choices(state)
+        case Number():
+            return number_tokens(state.low, state.high, state.whole)
         case Formula():
             return _formula_choices(state)
         case Fields():
@@ -373,6 +386,10 @@ def next_state(state: State, token: int) -> State:
             return _after_lattice(state, token)
         case Place():
             return _next_coordinate(*_occupy(state, _letters(state.crystal.number)[token]), ())
+        case Number():
+            if state.whole is None:
+                return state._replace(whole=token)
+            return _after_prefix(state.plan, state.rest)
         case Formula():
             return _after_formula(state, token)
         case Fields():

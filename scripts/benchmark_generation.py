@@ -1,4 +1,4 @@
-"""What generation costs: the mask against plain `model.generate`, batch size, length, memory, and other programs' loops.
+"""What generation costs: the mask against plain `model.generate`, batch size, length, memory, other programs' loops.
 
 Times are processor seconds of this process (one thread unless --threads says otherwise), measured alternately in one
 run, so that other work on the machine disturbs the ratios little.
@@ -8,7 +8,7 @@ run, so that other work on the machine disturbs the ratios little.
     python scripts/benchmark_generation.py --prompts prepared/val peers --crystallm CrystaLLM --authors Mat2Seq
 
 `peers` runs the sampling loops of two checkouts (github.com/lantunes/CrystaLLM and github.com/YKQ98/Mat2Seq) with
-random weights and as many parameters as the model here. Neither ends a sequence of its own accord then, so each is given
+random weights and as many parameters as the model here. Neither ends a sequence by itself then, so each is given
 the mean number of tokens of its MP-20 sequences (395 and 196), and every sequence is counted as a valid structure.
 """
 
@@ -22,6 +22,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -110,7 +111,7 @@ def mask(pipe: Any, prompts: list[Any], options: argparse.Namespace) -> None:
                 )  # fmt: skip
 
             torch.manual_seed(turn)
-            runs: list[Callable[[], Any]] = [lambda: generate([]), lambda p=processor: generate([p])]  # type: ignore[misc]
+            runs = [partial(generate, []), partial(generate, [processor])]
             taken = [0.0, 0.0]
             for which in (0, 1) if turn % 2 else (1, 0):
                 taken[which] = seconds(runs[which])[0]

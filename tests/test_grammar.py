@@ -303,6 +303,28 @@ def test_wishes_that_nothing_fulfils_are_refused_with_the_reason(wishes: dict[st
         GRAMMAR.initial(Prompt(**wishes))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.5), (-1.25, -0.75), (-0.05, 0.03), (9.97, 12)])
+def test_a_property_asked_for_as_a_range_stays_in_it_and_reaches_its_ends(low: float, high: float) -> None:
+    prompt = Prompt("NaCl", formula_units=1, properties={"band_gap": (low, high), "e_above_hull": 0.01})
+    found = set()
+    for seed in range(60):
+        words = text_of(walk(prompt, seed, greed=seed % 3 / 2)).split()
+        assert words[0] == "band_gap="
+        assert words[2:5] == ["e_above_hull=", "+0.01", "|"]
+        assert low <= float(words[1]) <= high
+        assert words[1] != "-0.00"
+        found.add(float(words[1]))
+    assert len(found) > 4
+
+
+@pytest.mark.parametrize(
+    ("meant", "symbol"), [("I41/amd", "I4_1/amd"), ("fm-3m", "Fm-3m"), ("P 63/m m c", "P6_3/mmc"), ("P21/c", "P2_1/c")]
+)
+def test_a_symbol_that_is_nearly_right_gets_a_suggestion(meant: str, symbol: str) -> None:
+    with pytest.raises(PromptError, match=f"did you mean '{symbol}'"):
+        GRAMMAR.initial(Prompt("NaCl", space_group=meant))
+
+
 @pytest.mark.parametrize("formula", ["Xx2", "", "Ba-1", "O0", "Ca(OH", "CaO)2", "H0.5", "barium", "O500"])
 def test_an_impossible_formula_is_refused(formula: str) -> None:
     with pytest.raises(FormulaError, match="formula"):
