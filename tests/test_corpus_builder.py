@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 from pymatgen.core import Lattice, Structure
@@ -20,7 +22,7 @@ from mat2seq_hf.canonical import canonicalize
 from mat2seq_hf.corpora.benchmarks import BENCHMARKS, download_benchmark
 from mat2seq_hf.corpora.builder import CrystalCorpus
 from mat2seq_hf.corpora.download import download
-from mat2seq_hf.corpora.load import load_crystals
+from mat2seq_hf.corpora.load import SAMPLE_CORPUS, load_crystals
 from mat2seq_hf.errors import Mat2SeqError
 
 
@@ -116,6 +118,22 @@ def test_the_sample_corpus_is_in_the_package_and_every_crystal_in_it_encodes(tmp
     assert {"band_gap", "e_above_hull", "formation_energy_per_atom"} < set(dataset.features)
     for row in dataset.select(range(0, 302, 30)):
         assert canonicalize(row["structure"]).text
+
+
+def test_plain_columns_are_read_as_they_are_unless_a_row_is_no_crystal(tmp_path: Path) -> None:
+    table = pq.read_table(SAMPLE_CORPUS)
+    rows = table.to_pylist()
+    good = load_crystals(SAMPLE_CORPUS, streaming=True)
+    assert [(row["id"], row["band_gap"]) for row in good] == [(row["id"], row["band_gap"]) for row in rows]
+    assert next(iter(good))["source"] == "mp_20_sample.parquet:0"
+    for spoil in ({"numbers": [0]}, {"lattice": [[1.0, 0.0]]}, {"frac_coords": [[0.0, 0.0, 0.0]]}, {"numbers": None}):
+        rows = table.to_pylist()
+        rows[7]["structure"] |= spoil
+        path = tmp_path / "spoilt.parquet"
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+        kept = list(load_crystals(path, on_error="keep", streaming=True))
+        assert [number for number, row in enumerate(kept) if row["error"]] == [7], spoil
+        assert kept[8]["structure"] is not None
 
 
 def test_benchmark_corpora_are_read_from_local_copies(

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CrystalError, Mat2SeqError
+from .columns import unit_batches
 from .feature import Crystal
 from .formats import InputRow
 from .sources import Unit, list_units, unit_rows
@@ -34,7 +35,6 @@ ON_ERROR = ("skip", "keep", "raise")
 _READER_VERSION = "1"  # raised when the same files give other rows, so that no cache serves the old ones
 _SAMPLED_UNITS = 50
 _SAMPLED_ROWS = 200
-_BATCH = 1000
 _RESERVED = ("id", "structure", "source", "error")
 
 
@@ -150,12 +150,16 @@ class CrystalCorpus(datasets.ArrowBasedBuilder):  # type: ignore[misc]  # datase
         read = kept = 0
         first = ""
         for number, part in enumerate(units):
-            for index, batch in enumerate(_batches(unit_rows(Unit(*part)))):
+            for index, batch in enumerate(unit_batches(Unit(*part), schema, self.config.keep_text)):
+                read += len(batch)
+                if isinstance(batch, pa.Table):
+                    kept += len(batch)
+                    yield (number, index), batch
+                    continue
                 entries = [self._entry(row) for row in batch]
                 if self.config.on_error == "skip":
                     first = first or next((f"{e['source']}: {e['error']}" for e in entries if e["error"]), "")
                     entries = [entry for entry in entries if not entry["error"]]
-                read += len(batch)
                 kept += len(entries)
                 yield (number, index), self._table(entries, schema)
         if kept < read:
@@ -204,11 +208,6 @@ class CrystalCorpus(datasets.ArrowBasedBuilder):  # type: ignore[misc]  # datase
                 raise Mat2SeqError(f"{row.source} ({row.id}): {error}") from error
             columns = feature.encode_example(ordered(row.text))
         return columns
-
-
-def _batches(rows: Iterator[InputRow]) -> Iterator[list[InputRow]]:
-    while batch := list(islice(rows, _BATCH)):
-        yield batch
 
 
 def _plain(text: str) -> dict[str, Any] | None:

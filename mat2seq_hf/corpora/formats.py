@@ -25,9 +25,10 @@ from ..cell import read_cell
 from ..errors import CrystalError, Mat2SeqError
 from .texts import json_text
 
-__all__ = ["READERS", "InputRow", "cif_blocks", "database_rows", "group_rows", "reader_of", "table_rows"]
+__all__ = ["ID_COLUMNS", "READERS", "InputRow", "cif_blocks", "database_rows", "group_rows", "reader_of", "table_rows"]
 
-_ID_COLUMNS = ("material_id", "id", "_id")
+#: Columns that name a row, the first of them that is there.
+ID_COLUMNS = ("material_id", "id", "_id")
 _STRUCTURE_COLUMNS = ("cif", "structure", "poscar")
 _PLAIN_COLUMNS = ("lattice", "numbers", "frac_coords")
 _MAX_TEXT = 32 * 2**20  # bytes of one crystal; a decompressed bomb ends here
@@ -131,7 +132,7 @@ def _document_row(data: Any, name: str, source: str) -> InputRow:
     if not isinstance(data, dict):
         return InputRow(name, "", source, problem=f"a JSON {type(data).__name__} where an object is expected")
     row = dict(data)
-    for key in _ID_COLUMNS:
+    for key in ID_COLUMNS:
         if isinstance(row.get(key), (str, int)):
             name = str(row.pop(key))
             break
@@ -176,9 +177,9 @@ def _json_lines(stream: BinaryIO, label: str) -> Iterator[InputRow]:
 
 
 def _atoms_row(atoms: Any, info: Mapping[str, Any], name: str, source: str) -> InputRow:
-    named = next((str(info[key]) for key in _ID_COLUMNS if isinstance(info.get(key), (str, int))), name)
+    named = next((str(info[key]) for key in ID_COLUMNS if isinstance(info.get(key), (str, int))), name)
     properties = {key: getattr(value, "item", lambda value=value: value)() if _is_scalar(value) else None
-                  for key, value in info.items() if key not in _ID_COLUMNS}  # fmt: skip
+                  for key, value in info.items() if key not in ID_COLUMNS}  # fmt: skip
     try:
         read_cell(atoms)
     except CrystalError as error:
@@ -276,7 +277,7 @@ def _ase_json_rows(data: Mapping[str, Any], label: str) -> Iterator[InputRow]:
 
 
 def _table_row(row: dict[str, Any], label: str, number: int, structure: str | None) -> InputRow:
-    id_column = next((name for name in _ID_COLUMNS if name in row), None)
+    id_column = next((name for name in ID_COLUMNS if name in row), None)
     name = str(row.pop(id_column) if id_column else number)
     source = f"{label}:{number}"
     if structure is None:
@@ -340,7 +341,7 @@ def _csv_rows(stream: BinaryIO, label: str) -> Iterator[InputRow]:
     lines = csv.reader(_lines(stream))
     names = next(lines, [])
     structure = _structure_column(names, label)
-    kept = (structure, *_ID_COLUMNS, *_PLAIN_COLUMNS)
+    kept = (structure, *ID_COLUMNS, *_PLAIN_COLUMNS)
     for number, values in enumerate(lines):
         if not values:
             continue

@@ -79,7 +79,7 @@ def crystal_of(text: str) -> Any:
         return _structure(data.get("structure", data))
     except CrystalError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+    except Exception as error:  # pymatgen and numpy raise nearly every type on nonsense
         raise CrystalError(
             f"the JSON holds no structure ({type(error).__name__}: {error}); give pymatgen's Structure.as_dict(), "
             "or lattice, numbers and frac_coords"
