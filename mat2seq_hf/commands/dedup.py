@@ -73,9 +73,11 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from ..corpora.dedup import dedup
     from ..corpora.duplicates import leakage
+    from ..corpora.sources import short_names
 
     if len(args.inputs) > 1 and all(map(_is_prepared, args.inputs)):
-        print_overlaps(leakage({path: path for path in args.inputs}))
+        names = short_names([Path(path) for path in args.inputs])
+        print_overlaps(leakage(dict(zip(names, args.inputs, strict=True))))
         return 0
     # crystals that differ by the tolerance show the same symmetry only if the search allows for as much
     symprec = args.symprec or min(max(args.near or 0.0, 0.01), 0.2)

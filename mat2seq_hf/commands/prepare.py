@@ -95,17 +95,18 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from ..corpora.duplicates import leakage
     from ..corpora.prepare import prepare
+    from ..corpora.sources import short_names
     from .dedup import print_overlaps
 
     settings: dict[str, Any] = {
         name: getattr(args, name) for name in ("symprec", "on_disorder", "duplicates", "num_proc", "seconds")
     }
-    folders: dict[str, str | Path] = {}
+    folders: list[Path] = []
     for split, paths in _inputs(args).items():
         folder = args.output / split if split else args.output
         _print(split, prepare(paths, folder, **settings), folder)
-        folders[split or str(args.output)] = folder
-    folders |= {path: path for path in args.against}
+        folders.append(folder)
+    folders += map(Path, args.against)
     if len(folders) > 1:
-        print_overlaps(leakage(folders))
+        print_overlaps(leakage(dict(zip(short_names(folders), folders, strict=True))))
     return 0

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from ..errors import Mat2SeqError
 from .formats import InputRow, database_rows, group_rows, reader_of
 
-__all__ = ["Unit", "list_units", "read_rows", "unit_rows"]
+__all__ = ["Unit", "list_units", "read_rows", "short_names", "unit_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def _is_known(name: str) -> bool:
     return name.endswith((".db", *_ARCHIVES)) or reader_of(name) is not None
 
 
-def _labels(paths: Sequence[Path]) -> list[str]:
+def short_names(paths: Sequence[Path]) -> list[str]:
     """The shortest endings of the paths that tell them apart."""
     every = {path.absolute().parts for path in paths}
     labels = {}
@@ -95,7 +95,7 @@ def list_units(inputs: Sequence[str | Path]) -> list[Unit]:
     paths = [Path(given) for given in inputs]
     units: list[Unit] = []
     skipped: Counter[str] = Counter()
-    for path, label in zip(paths, _labels(paths), strict=True):
+    for path, label in zip(paths, short_names(paths), strict=True):
         if not path.exists():
             raise Mat2SeqError(f"{path} does not exist")
         if not path.is_dir():
