@@ -25,7 +25,9 @@ EXAMPLES = """examples:
   mat2seq generate NaCl LiFePO4 --seed 0 --temperature 0.7 --top-k 10
   mat2seq generate TiO2 --space-group P4_2/mnm --formula-units 2
   mat2seq generate --elements Li Fe P O --max-atoms 28 -n 8
-  mat2seq generate --formulas formulas.txt -o out/
+  mat2seq generate BaTiO3 -n 4 --candidates 20       the 4 likeliest of 20
+  mat2seq generate --property band_gap=1.0:2.0 --model my-model
+  mat2seq generate --formulas formulas.txt -n 20 -o out/   at scale, goes on after a kill
   mat2seq generate                          any crystal
 """
 
@@ -36,8 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     add = parser.add_argument
     add("formula", nargs="*", help="reduced formulas, such as BaTiO3; none: the model chooses")
-    add("--formulas", type=Path, metavar="FILE", help="file with one formula a line, in addition")
+    add(
+        "--formulas",
+        type=Path,
+        metavar="FILE",
+        help="many prompts: a formula a line, .jsonl, .csv or .parquet of prompts, or a prepared folder; with -o the "
+        "samples go to FOLDER/samples.parquet and FOLDER/cifs, and a run that was killed goes on",
+    )
     add("-n", "--samples", type=int, default=1, help="crystals for each formula (default: 1)")
+    add("--candidates", type=int, metavar="K", help="draw K crystals for each formula and keep the likeliest")
     add("-o", "--output", type=Path, metavar="FOLDER", help="write CIFs of the valid crystals here")
     add("--all", action="store_true", help="write crystals that are not valid, too")
     add("--temperature", type=float, help="sampling temperature (default: the model's)")
@@ -49,27 +58,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--elements", nargs="+", metavar="EL", help="exactly these elements, in any counts")
     add("--n-atoms", type=int, help="atoms in the primitive cell")
     add("--max-atoms", type=int, help="at most so many atoms in the primitive cell")
+    add(
+        "--property",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="such as band_gap=1.1, or a range band_gap=1:2; for models that were trained with it",
+    )
     add("--model", help="folder or Hub name of a model (default: the one in the package)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from ..generation import load_pipeline
 
     if args.samples < 1:
         raise PromptError(f"-n must be at least 1, not {args.samples}")
+    wishes = _wishes(args)
     notes = Console(stderr=True)
     with notes.status("loading the model"):
         pipe = load_pipeline(args.model)
-    prompts = [pipe.prompt(asked, **_wishes(args)) for asked in _asked(args)]
-    parts = -(-args.samples // _CHUNK)
+    if args.formulas is not None and args.output is not None:
+        return _many(args, pipe, wishes)
+    prompts = [pipe.prompt(asked, **wishes) for asked in _asked(args)]
+    rows = _draw(args, pipe, prompts, notes)
+    _print_table(rows, show_files=args.output is not None)
+    return 0
+
+
+def _settings(args: argparse.Namespace, *more: str) -> dict[str, Any]:
+    names = ("temperature", "top_k", *more)
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _draw(args: argparse.Namespace, pipe: Any, prompts: Sequence[Any], notes: Any) -> list[tuple[Sample, str]]:
+    """Samples of a few prompts, with a progress bar, and the names of the files they are written to."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    settings = _settings(args, "seed")
+    parts = 1 if args.candidates else -(-args.samples // _CHUNK)
+    if args.candidates:
+        settings["num_candidates"] = args.candidates
     size = -(-args.samples // parts)
-    settings = {
-        name: getattr(args, name) for name in ("temperature", "top_k", "seed") if getattr(args, name) is not None
-    }
     drawn = pipe((prompt for prompt in prompts for _ in range(parts)), num_return_sequences=size, **settings)
     rows: list[tuple[Sample, str]] = []
     columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TextColumn("crystals"), TimeElapsedColumn())
@@ -81,8 +113,32 @@ def run(args: argparse.Namespace) -> int:
             taken = {name for _, name in rows}
             rows += zip(kept, _write(kept, args.output, first, taken, keep_all=args.all), strict=True)
             progress.advance(task, len(kept))
-    _print_table(rows, show_files=args.output is not None)
-    return 0
+    return rows
+
+
+def _many(args: argparse.Namespace, pipe: Any, wishes: dict[str, Any]) -> int:
+    """A file of prompts: samples.parquet and CIFs, in parts that a killed run does not lose."""
+    from tqdm import tqdm
+
+    from ..generation import Asked, Job, merge, read_prompts, run_job, summary, write_cifs
+
+    if args.all:
+        raise PromptError("--all does not go with --formulas and -o: samples.parquet holds every sample anyway")
+    asked = [*read_prompts(args.formulas), *(Asked(f"argument {i}", f) for i, f in enumerate(args.formula, start=1))]
+    job = Job(
+        args.samples,
+        args.candidates,
+        args.seed or 0,
+        settings=tuple(_settings(args).items()),
+        wishes=tuple(wishes.items()),
+    )
+    model = args.model or "the model in the package"
+    with tqdm(total=len(asked) * args.samples, unit="sample") as bar:
+        for prompts in run_job(pipe, asked, job, args.output, model=model):
+            bar.update(prompts * args.samples)
+    write_cifs(merge(args.output, asked), args.output / "cifs")
+    print(summary(args.output))
+    return 1 if (args.output / "rejected.parquet").is_file() else 0
 
 
 def _asked(args: argparse.Namespace) -> list[str | None]:
@@ -98,7 +154,19 @@ def _wishes(args: argparse.Namespace) -> dict[str, Any]:
     wishes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if re.fullmatch(r"\d{1,9}", str(wishes.get("space_group", ""))):
         wishes["space_group"] = int(wishes["space_group"])
+    if args.property:
+        wishes["properties"] = dict(map(_property, args.property))
     return wishes
+
+
+def _property(text: str) -> tuple[str, float | tuple[float, ...]]:
+    """Name and value of ``band_gap=1.1``, or name and range of ``band_gap=1:2``."""
+    name, _, value = text.partition("=")
+    try:
+        numbers = tuple(float(part) for part in value.split(":"))
+    except ValueError:
+        raise PromptError(f"--property {text!r}: write for instance band_gap=1.1 or band_gap=1:2") from None
+    return name, numbers[0] if len(numbers) == 1 else numbers
 
 
 def _write(
