@@ -68,6 +68,10 @@ def test_a_saved_folder_gives_tokenizer_and_pipeline_without_the_package(
         pipe = Pipeline(model=model, tokenizer=tokenizer, device="cpu")
         ids = tokenizer(structure)["input_ids"]
         answer = pipe("NaCl", formula_units=1, num_return_sequences=2, seed=0)
+        drawn = model.generate(
+            custom_generate=folder, trust_remote_code=True, formula=["NaCl", "Li2O"], num_beams=2, do_sample=False,
+            formula_units=1,
+        )
         plain = AutoTokenizer.from_pretrained(folder)
         text = tokenizer.decode(ids, skip_special_tokens=True)
         print(json.dumps({
@@ -77,6 +81,7 @@ def test_a_saved_folder_gives_tokenizer_and_pipeline_without_the_package(
             "batch": tokenizer([structure, text], padding=True)["input_ids"],
             "formula": tokenizer.decode_structure(ids).composition.formula,
             "generated": [sample["formula"] for sample in answer],
+            "drawn": [tokenizer.decode_structure(row).composition.formula for row in drawn],
             "plain": type(plain).__name__,
             "plain_ids": plain.encode(text),
             "package": "mat2seq_hf" in sys.modules,
@@ -92,6 +97,7 @@ def test_a_saved_folder_gives_tokenizer_and_pipeline_without_the_package(
         "batch": [expected, expected],
         "formula": "Si3 O6",
         "generated": ["Na1 Cl1", "Na1 Cl1"],
+        "drawn": ["Na1 Cl1", "Li2 O1"],
         "plain": "TokenizersBackend",
         "plain_ids": expected,
         "package": False,

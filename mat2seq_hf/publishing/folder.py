@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,8 @@ def save_model_folder(
     """Write configuration, generation settings, safetensors weights and tokenizer, and the code that reads them.
 
     The model is a stock class and needs no code. The code gives, with ``trust_remote_code=True`` and without this
-    package, the full tokenizer, and the pipeline by its class (see the example).
+    package, the full tokenizer, the pipeline by its class (see the example), and generation under the grammar by
+    ``model.generate(custom_generate=folder, formula="NaCl")``.
 
     Args:
         model: a causal language model whose configuration has the scheme it was trained on (``config.mat2seq``).
@@ -60,6 +62,8 @@ def save_model_folder(
     if with_code:
         tokenizer.save_pretrained(folder)
         custom_object_save(CrystalGenerationPipeline, folder)
+        (folder / "custom_generate").mkdir(exist_ok=True)
+        shutil.copyfile(Path(__file__).with_name("custom_generate.py"), folder / "custom_generate" / "generate.py")
     else:
         _without_code(tokenizer).save_pretrained(folder)
     return folder
