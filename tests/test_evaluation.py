@@ -50,10 +50,10 @@ def value(report: dict[str, object], name: str) -> float | None:
 @pytest.fixture(scope="module")
 def salts() -> dict[str, str]:
     """Two polymorphs of NaCl and another compound."""
-    rock = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
-    chloride = Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.4), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    rock = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
+    chloride = Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.4), ["Na", "Cl"], [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
     titanate = Structure.from_spacegroup(
-        "Pm-3m", Lattice.cubic(4.0), ["Ba", "Ti", "O"], [[0.5, 0.5, 0.5], [0, 0, 0], [0, 0, 0.5]]
+        "Pm-3m", Lattice.cubic(4.0), ["Ba", "Ti", "O"], [[0.5, 0.5, 0.5], [0.0, 0.0, 0.0], [0, 0, 0.5]]
     )
     return {"rock": cif_of(rock), "cscl": cif_of(chloride), "titanate": cif_of(titanate)}
 
@@ -125,7 +125,7 @@ def test_a_polymorph_proposed_for_the_other_prompt_counts_for_metre_alone(
 
 @pytest.mark.skipif(not smact_installed(), reason="needs smact")
 def test_with_the_filter_invalid_samples_are_misses() -> None:
-    fluorite = [[0, 0, 0], [0.25, 0.25, 0.25]]
+    fluorite = [[0.0, 0.0, 0.0], [0.25, 0.25, 0.25]]
     odd = cif_of(Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.4), ["Li", "F"], fluorite))  # LiF2
     report, rows = evaluate_csp([sample("a", 0, odd)], [Reference("a", odd)], QUIET)
     assert (value(report, "match_1"), value(report, "match_1_valid")) == (1, 0)
@@ -235,7 +235,7 @@ def test_broken_files_are_invalid_with_a_reason(change: object, said: str, salts
 
 
 def test_atoms_too_near_each_other_are_invalid(salts: dict[str, str]) -> None:
-    near = Structure(Lattice.cubic(4.0), ["Na", "Cl"], [[0, 0, 0], [0.1, 0, 0]])
+    near = Structure(Lattice.cubic(4.0), ["Na", "Cl"], [[0.0, 0.0, 0.0], [0.1, 0, 0]])
     found = examine(cif_of(near))
     assert found.readable
     assert not found.valid

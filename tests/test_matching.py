@@ -18,7 +18,7 @@ def distorted(structure: Structure, rng: np.random.Generator, strain: float, shi
 
 
 def pairs(crystals: dict[str, Structure]) -> list[tuple[Structure, Structure]]:
-    """Equal, nearly equal, hardly equal and different crystals; other structures of the same formula; other formulas."""
+    """Equal, nearly equal, hardly equal and different crystals, of the same formula and of others."""
     rng = np.random.default_rng(0)
     found = [(first, second) for first in crystals.values() for second in list(crystals.values())[:3]]
     for structure in crystals.values():
@@ -26,10 +26,10 @@ def pairs(crystals: dict[str, Structure]) -> list[tuple[Structure, Structure]]:
         for strain, shift in ((0.01, 0.05), (0.03, 0.3), (0.1, 0.1), (0.05, 0.8), (0.2, 0.5)):
             found.append((structure, distorted(structure, rng, strain, shift)))
     salts = [
-        Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.4), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
-        Structure.from_spacegroup("F-43m", Lattice.cubic(5.9), ["Na", "Cl"], [[0, 0, 0], [0.25, 0.25, 0.25]]),
-        Structure(Lattice.orthorhombic(0.9, 40.0, 2.0), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
-        Structure(Lattice.orthorhombic(30.0, 30.0, 0.2), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
+        Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.4), ["Na", "Cl"], [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]),
+        Structure.from_spacegroup("F-43m", Lattice.cubic(5.9), ["Na", "Cl"], [[0.0, 0.0, 0.0], [0.25, 0.25, 0.25]]),
+        Structure(Lattice.orthorhombic(0.9, 40.0, 2.0), ["Na", "Cl"], [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]),
+        Structure(Lattice.orthorhombic(30.0, 30.0, 0.2), ["Na", "Cl"], [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]),
     ]
     return found + [(crystals["NaCl"], salt) for salt in salts] + [(salt, crystals["NaCl"]) for salt in salts]
 

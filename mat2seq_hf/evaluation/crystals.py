@@ -27,6 +27,7 @@ MIN_DISTANCE = 0.5
 
 _MIN_VOLUME = 0.1  # cubic angstrom, as in CDVAE
 _MAX_SITES = 1000
+_MAX_CHARACTERS = 1_000_000  # a thousand sites take a tenth of it; what is longer can fill the memory
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ def read_structure(cif: str) -> Structure:
     """
     from pymatgen.core import Structure
 
+    if len(cif) > _MAX_CHARACTERS:
+        raise Mat2SeqError(f"a CIF of {len(cif)} characters; up to {_MAX_CHARACTERS} are read")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

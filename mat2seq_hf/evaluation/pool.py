@@ -127,11 +127,15 @@ def _run_in_processes(
     try:
         with ProcessPoolExecutor(processes, mp_context=context) as pool:
             waiting = {pool.submit(_attempt_all, function, chunk, timeout): first for first, chunk in chunks.items()}
-            for future in as_completed(waiting):
-                first = waiting[future]
-                done[first] = future.result()
-                for place, outcome in enumerate(done[first], start=first):
-                    report(place, outcome)
+            try:
+                for future in as_completed(waiting):
+                    first = waiting[future]
+                    done[first] = future.result()
+                    for place, outcome in enumerate(done[first], start=first):
+                        report(place, outcome)
+            except BaseException:  # interrupted: do not wait for what has not begun
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     except BrokenProcessPool:  # some task killed its process: go on one by one, to learn which
         for first in [first for first in chunks if first not in done]:
             done[first] = []

@@ -1,0 +1,237 @@
+"""Stability, judges, descriptions, coverage and efficiency on crystals small enough for every run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pymatgen.core import Lattice, Structure
+from transformers import GPT2LMHeadModel
+
+from mat2seq_hf import build_tokenizer, gpt2_config
+from mat2seq_hf.cli import main
+from mat2seq_hf.errors import Mat2SeqError
+from mat2seq_hf.evaluation.conditional import ConditionalSettings, evaluate_conditional
+from mat2seq_hf.evaluation.coverage import CoverageCutoffs, covered, structure_fingerprint
+from mat2seq_hf.evaluation.descriptions import METHODS, DescriptionSettings, evaluate_descriptions
+from mat2seq_hf.evaluation.descriptors import describe
+from mat2seq_hf.evaluation.efficiency import EfficiencySettings, evaluate_efficiency
+from mat2seq_hf.evaluation.equivalents import random_equivalent
+from mat2seq_hf.evaluation.hull import Store
+from mat2seq_hf.evaluation.judges import load_judge, train_judge
+from mat2seq_hf.evaluation.potential import load_calculator
+from mat2seq_hf.evaluation.schema import load_report
+from mat2seq_hf.evaluation.sources import Reference, SampleText
+from mat2seq_hf.evaluation.stability import StabilitySettings, evaluate_stability
+from mat2seq_hf.publishing import save_model_folder
+
+pytest.importorskip("ase")
+
+EMT = StabilitySettings("ase.calculators.emt:EMT", progress=False)
+
+
+def cif_of(structure: Structure) -> str:
+    return str(structure.to(fmt="cif"))
+
+
+def texts_of(structures: Sequence[Structure | None]) -> list[SampleText]:
+    return [
+        SampleText("", index, None if item is None else cif_of(item), None, str(index))
+        for index, item in enumerate(structures)
+    ]
+
+
+def metal(symbol: str, a: float, group: str = "Fm-3m") -> Structure:
+    return Structure.from_spacegroup(group, Lattice.cubic(a), [symbol], [[0, 0, 0]])
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The elements, and an ordered alloy that EMT finds stable."""
+    alloy = Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.75), ["Au", "Cu"], [[0.0, 0.0, 0.0], [0.5, 0.5, 0]])
+    crystals = {"cu": metal("Cu", 3.59), "au": metal("Au", 4.06), "alloy": alloy}
+    path = tmp_path_factory.mktemp("corpus") / "corpus.parquet"
+    pd.DataFrame({"id": list(crystals), "cif": [cif_of(item) for item in crystals.values()]}).to_parquet(path)
+    return path
+
+
+def test_stability_is_measured_against_the_hull_of_the_potential(corpus: Path, tmp_path: Path) -> None:
+    overlapping = Structure(Lattice.cubic(3.0), ["Cu", "Cu"], [[0.0, 0.0, 0.0], [0.05, 0, 0]])
+    zincblende = Structure.from_spacegroup(
+        "F-43m", Lattice.cubic(5.6), ["Cu", "Au"], [[0.0, 0.0, 0.0], [0.25, 0.25, 0.25]]
+    )
+    nickel = metal("Ni", 3.5)
+    samples = texts_of([metal("Cu", 3.7), zincblende, overlapping, nickel, None])
+    report, rows = evaluate_stability(samples, corpus, corpus, tmp_path, EMT)
+    copper, open_alloy, _, without, _ = rows
+    assert copper["converged"]
+    assert -0.02 < copper["e_above_hull"] <= 0.001
+    assert not copper["novel"]
+    assert open_alloy["e_above_hull"] > 0.05
+    assert open_alloy["novel"]
+    assert [row["outcome"].split(":")[0] for row in rows] == ["ok", "ok", "not relaxed", "ok", "not relaxed"]
+    assert without["e_above_hull"] is None
+    assert report["counts"]["without_hull"] == 1
+    assert report["figures"]["sun"]["value"] == 0
+    assert any("not DFT's hull" in note for note in report["notes"])
+
+
+def test_started_again_it_computes_nothing_twice(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = texts_of([metal("Cu", 3.7), metal("Au", 4.2)])
+    first = evaluate_stability(samples, corpus, None, tmp_path, EMT)
+    with (tmp_path / "relaxations.jsonl").open("a") as handle:
+        handle.write('{"key": "cut o')  # as a killed run leaves it
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("mat2seq_hf.evaluation.stability.relax", never)
+    monkeypatch.setattr("mat2seq_hf.evaluation.hull.single_point", never)
+    again = evaluate_stability(samples, corpus, None, tmp_path, EMT)
+    assert again == first
+
+
+def test_a_store_survives_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    store = Store(tmp_path / "s.jsonl")
+    store["a"] = 1
+    with (tmp_path / "s.jsonl").open("a") as handle:
+        handle.write('{"key": "b", "va')
+    again = Store(tmp_path / "s.jsonl")
+    assert "b" not in again
+    again["c"] = 3
+    assert [Store(tmp_path / "s.jsonl")[key] for key in "ac"] == [1, 3]
+
+
+def test_calculators_that_do_not_exist_are_named() -> None:
+    with pytest.raises(Mat2SeqError, match="'nonsense'"):
+        load_calculator("nonsense")
+
+
+def test_chgnet_gives_the_same_energy_alone_and_in_a_batch() -> None:
+    pytest.importorskip("chgnet")
+    from mat2seq_hf.evaluation.potential import single_point, single_points
+
+    cifs = [cif_of(metal("Cu", 3.6)), cif_of(metal("Au", 4.1))]
+    assert single_points(cifs) == pytest.approx([single_point(cif) for cif in cifs], abs=1e-4)
+
+
+def lattice_judge(cifs: Sequence[str]) -> list[float]:
+    """A judge for tests: the cube root of the volume of an atom."""
+    structures = [Structure.from_str(cif, fmt="cif") for cif in cifs]
+    return [float((item.volume / len(item)) ** (1 / 3)) for item in structures]
+
+
+lattice_judge.errors = {"judge_error": {"value": 0.0, "low": 0.0, "high": 0.0, "n": 1}}  # type: ignore[attr-defined]
+
+
+def test_success_is_what_the_judge_says() -> None:
+    structures = [metal("Cu", 3.0), metal("Cu", 4.0), metal("Cu", 5.0), None]
+    settings = ConditionalSettings(
+        property="size", above=2.0, below=3.0, judge=f"{__name__}:lattice_judge", progress=False
+    )
+    report, rows = evaluate_conditional(texts_of(structures), None, None, settings)
+    assert [row["success"] for row in rows] == [False, True, False, False]
+    assert report["figures"]["success"]["value"] == pytest.approx(1 / 4)
+    assert report["figures"]["judge_error"]["value"] == 0
+    with pytest.raises(Mat2SeqError, match="'nobody'"):
+        load_judge("nobody")
+
+
+def test_the_default_judge_learns_and_says_how_well() -> None:
+    pytest.importorskip("sklearn")
+    rng = np.random.default_rng(0)
+    references = []
+    for index in range(240):
+        cation, anion = rng.choice(["Li", "Na", "K", "Rb", "Cs"]), rng.choice(["F", "Cl", "Br", "I", "S"])
+        a = float(rng.uniform(4.0, 7.0))
+        salt = Structure(Lattice.rhombohedral(a / 2**0.5, 60), [cation, anion], [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
+        gap = 0.0 if anion == "S" else 9.0 - a
+        references.append(Reference(str(index), cif_of(salt), f'{{"band_gap": {gap}}}'))
+    judge = train_judge(references, "band_gap", lambda values: values > 3.0, progress=False)
+    error, baseline = (judge.errors[name]["value"] for name in ("judge_error", "judge_baseline_error"))
+    assert error is not None
+    assert baseline is not None
+    assert error < 0.5 * baseline
+    predicted = judge([references[0].cif, "broken"])
+    assert predicted[0] >= 0
+    assert np.isnan(predicted[1])
+    with pytest.raises(Mat2SeqError, match="needs 100"):
+        train_judge(references[:50], "band_gap", lambda values: values > 3.0, progress=False)
+
+
+def test_descriptors_do_not_depend_on_the_cell(crystals: dict[str, Structure]) -> None:
+    rng = np.random.default_rng(3)
+    for structure in crystals.values():
+        own, other = describe(structure), describe(random_equivalent(structure, rng))
+        np.testing.assert_allclose(own, other, rtol=1e-6, atol=1e-6)
+
+
+def shifting(structure: Structure) -> str:
+    """A description that notices the origin."""
+    return str(np.round(structure.frac_coords[0], 3))
+
+
+def test_descriptions_tell_methods_apart(crystals: dict[str, Structure]) -> None:
+    references = [Reference(name, cif_of(crystals[name])) for name in ("NaCl", "rutile", "triclinic")]
+    methods = ("mat2seq_hf", "cif", f"{__name__}:shifting")
+    settings = DescriptionSettings(methods=methods, equivalents=2, progress=False)
+    report, rows = evaluate_descriptions(references, settings)
+    figures = report["figures"]
+    assert figures["same text: mat2seq_hf, all"]["value"] == 1
+    assert figures["same text: cif, all"]["value"] == 0
+    assert figures[f"same text: {methods[2]}, translation"]["value"] == 0
+    assert figures[f"same text: {methods[2]}, rotation"]["value"] == 1
+    assert len(rows) == 3 * 6 * 3
+    assert set(METHODS) == {"mat2seq_hf", "symmetrised_cif", "cif"}
+
+
+def test_coverage_asks_for_nearness_in_both_structure_and_composition() -> None:
+    first = (np.array([[0.0], [0.0], [9.0]]), np.array([[0.0], [50.0], [0.0]]))
+    second = (np.array([[0.1], [5.0]]), np.array([[1.0], [1.0]]))
+    assert covered(first, second, CoverageCutoffs(0.4, 10.0)).tolist() == [True, False, False]
+
+
+def test_fingerprints_know_octahedra_and_do_not_depend_on_the_cell(crystals: dict[str, Structure]) -> None:
+    salt = structure_fingerprint(crystals["NaCl"])
+    assert salt.shape == (61,)
+    wt6 = 5 + (1 + 5 + 3 + 5 + 3)  # five weights and seventeen order parameters stand before that of six
+    assert salt[wt6 : wt6 + 4] == pytest.approx([1, salt[wt6 + 1], 1, salt[wt6 + 3]], abs=0.05)
+    other = structure_fingerprint(random_equivalent(crystals["NaCl"], np.random.default_rng(4)))
+    np.testing.assert_allclose(salt, other, atol=1e-3)
+
+
+def test_efficiency_counts_parameters_and_seconds(crystals: dict[str, Structure], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = GPT2LMHeadModel(gpt2_config("tiny", n_embd=16, n_layer=1, n_head=2, n_positions=128))
+    model = str(save_model_folder(network, build_tokenizer(), tmp_path / "model", with_code=False))
+    settings = EfficiencySettings(model, samples=2, threads=1, progress=False)
+    report, rows = evaluate_efficiency([Reference("a", cif_of(crystals["NaCl"]))], settings)
+    assert report["figures"]["parameters"]["value"] == sum(p.numel() for p in network.parameters())
+    assert report["figures"]["seconds_per_prompt"]["value"] > 0
+    assert len(rows) == 2
+
+
+def test_every_task_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for task in ("csp", "denovo", "stability", "conditional", "literature", "descriptions", "efficiency"):
+        with pytest.raises(SystemExit, match="0"):
+            main(["evaluate", task, "--help"])
+        assert "--output" in capsys.readouterr().out
+
+
+def test_the_command_for_stability_needs_no_more_than_its_options(corpus: Path, tmp_path: Path) -> None:
+    pd.DataFrame({"prompt_id": ["x"], "cif": [cif_of(metal("Cu", 3.65))]}).to_parquet(tmp_path / "s.parquet")
+    asked = ["evaluate", "stability", str(tmp_path / "s.parquet"), "--corpus", str(corpus), "-o", str(tmp_path / "o")]
+    assert main([*asked, "--calculator", "ase.calculators.emt:EMT", "--processes", "1", "--quiet"]) == 0
+    assert load_report(tmp_path / "o")["figures"]["converged"]["value"] == 1
+
+
+def test_a_range_and_a_judge_have_to_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["evaluate", "conditional", str(tmp_path), "-o", str(tmp_path / "o")]
+    assert main(asked) == 2
+    assert "--below or --above" in capsys.readouterr().err
+    assert main([*asked, "--below", "0.5"]) == 2
+    assert "--labels" in capsys.readouterr().err
