@@ -34,6 +34,14 @@ class TrainConfig(TrainingArguments):
     model_size: str = field(default="tiny", metadata={"help": "preset of gpt2_config: tiny, small or large"})
     init_from: str | None = field(default=None, metadata={"help": "checkpoint to fine-tune; default: random weights"})
     dropout: float = field(default=0.0, metadata={"help": "dropout of a new model; 0 is best for few epochs"})
+    prefix_fields: list[str] = field(
+        default_factory=list,
+        metadata={"help": "fields that stand before the formula, such as space_group band_gap; default: none"},
+    )
+    prefix_dropout: float = field(
+        default=0.5, metadata={"help": "probability that a crystal comes without any prefix field"}
+    )
+    loss_on: str = field(default="all", metadata={"help": "all, or completion: only what follows the formula"})
     symprec: float = field(default=0.01, metadata={"help": "angstrom; the data must have been prepared with it"})
     batching: str = field(default="bucketed", metadata={"help": "bucketed (CPU) or packed (fixed shapes, GPU)"})
     batch_tokens: int = field(default=2048, metadata={"help": "tokens of a micro-batch on each device"})

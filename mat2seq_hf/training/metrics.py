@@ -14,25 +14,29 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from ..vocabulary import TOKENS
-from .data import TokenCorpus, make_batch
+from .data import Examples, TokenCorpus, make_batch
 from .packing import BatchPlan
+from .prefixes import PrefixDraw
 
 __all__ = ["bits_per_structure", "unigram_bits_per_structure"]
 
 
 @torch.inference_mode()
-def bits_per_structure(model: PreTrainedModel, corpus: TokenCorpus, batch_tokens: int = 8192) -> NDArray[np.float64]:
+def bits_per_structure(
+    model: PreTrainedModel, corpus: TokenCorpus, batch_tokens: int = 8192, *, given_fields: bool = False
+) -> NDArray[np.float64]:
     """Bits of each crystal under ``model``, shape (crystals,), in the order of the corpus.
 
-    The model is put into evaluation mode and back. Example: ``bits_per_structure(model, corpus).mean()``.
+    With ``given_fields`` all prefix fields of the corpus stand in front; their own tokens are not counted. The model
+    is put into evaluation mode and back. Example: ``bits_per_structure(model, corpus).mean()``.
     """
     bits = np.zeros(len(corpus))
     was_training = model.training
     model.eval()
-    longest = max(1, int(corpus.lengths.max()))
-    plan = BatchPlan(corpus.lengths, batch_tokens=batch_tokens, row_length=longest)
+    examples = Examples(corpus, PrefixDraw(corpus.fields, 0.0, 0) if given_fields else None)
+    plan = BatchPlan(examples.lengths, batch_tokens=batch_tokens, row_length=max(1, int(examples.lengths.max())))
     for rows in plan.epoch(0):
-        batch = make_batch(corpus, rows)
+        batch = make_batch(examples, rows)
         ids = batch["input_ids"].to(model.device)
         labels = batch["labels"][:, 1:].to(model.device)
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()

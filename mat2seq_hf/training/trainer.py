@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel, Trainer, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel, Trainer, set_seed
 from transformers.trainer_utils import SaveStrategy
 
 from ..errors import Mat2SeqError, SchemeMismatchError
 from ..presets import gpt2_config
 from ..sequence import scheme_fingerprint
 from .config import TrainConfig
-from .data import MicroBatches, TokenCorpus, load_corpus
+from .data import Examples, MicroBatches, TokenCorpus, load_corpus
 from .metrics import bits_per_structure, unigram_bits_per_structure
 from .packing import BatchPlan
+from .prefixes import PrefixDraw, check_fields
 from .record import plot_curves, run_record
 from .schedule import StopAtBudget, TimeBudgetSchedule
 
@@ -53,14 +54,15 @@ class CrystalTrainer(Trainer):
         self._earlier_seconds: float | None = None
         self.validation = validation
         packed = config.batching == "packed"
+        examples = Examples(train, PrefixDraw(train.fields, config.prefix_dropout, config.seed), config.loss_on)
         plan = BatchPlan(
-            train.lengths,
+            examples.lengths,
             batch_tokens=config.batch_tokens,
             batching=config.batching,
             row_length=config.row_length,
             seed=config.seed,
         )
-        self.batches = MicroBatches(train, plan, config.row_length if packed else None)
+        self.batches = MicroBatches(examples, plan, config.row_length if packed else None)
         super().__init__(model=model, args=config, train_dataset=self.batches, eval_dataset=[], data_collator=_only)
         # the labels are counted over a whole optimizer step: accumulating gradients changes no weight of any token
         self.model_accepts_loss_kwargs = True
@@ -113,6 +115,9 @@ class CrystalTrainer(Trainer):
             "eval_bits_per_structure": float(bits.mean()),
             "eval_loss": float(bits.sum() * np.log(2) / tokens),
         }
+        if self.validation.fields:
+            given = bits_per_structure(model, self.validation, given_fields=True)
+            metrics["eval_bits_given_fields"] = float(given.mean())
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -148,12 +153,21 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
 
 def _build_model(config: TrainConfig) -> PreTrainedModel:
     scheme = scheme_fingerprint(config.symprec)
+    fields = list(check_fields(config.prefix_fields))
     if config.init_from is None:
-        return GPT2LMHeadModel(gpt2_config(config.model_size, dropout=config.dropout, symprec=config.symprec))
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(config.init_from, dtype=torch.float32)
-    found = (getattr(model.config, "mat2seq", None) or {}).get("scheme")
-    if found != scheme:
-        raise SchemeMismatchError(f"model {config.init_from} was trained with scheme {found!r}, this run is {scheme!r}")
+        fresh = gpt2_config(config.model_size, dropout=config.dropout, symprec=config.symprec)
+        fresh.mat2seq = {**fresh.mat2seq, "fields": fields}
+        return GPT2LMHeadModel(fresh)
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
+    initial = AutoConfig.from_pretrained(config.init_from)
+    found = dict(getattr(initial, "mat2seq", None) or {})
+    if found.get("scheme") != scheme:
+        raise SchemeMismatchError(
+            f"model {config.init_from} was trained with scheme {found.get('scheme')!r}, this run is {scheme!r}"
+        )
+    initial.mat2seq = {**found, "fields": fields}
+    initial.update({name: value for name, value in dropout.items() if hasattr(initial, name)})
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(config.init_from, config=initial, dtype=torch.float32)
     return model
 
 
@@ -185,8 +199,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.train_data is None or config.eval_data is None:
         raise Mat2SeqError("train_data and eval_data are needed: folders written by `mat2seq prepare`")
     scheme = scheme_fingerprint(config.symprec)
-    training = load_corpus(config.train_data, max_length=limit, scheme=scheme)
-    validation = load_corpus(config.eval_data, max_length=limit, scheme=scheme)
+    fields = config.prefix_fields
+    training = load_corpus(config.train_data, max_length=limit, scheme=scheme, fields=fields)
+    validation = load_corpus(config.eval_data, max_length=limit, scheme=scheme, fields=fields)
     chosen = np.random.default_rng(0).permutation(len(validation))[: config.eval_crystals]
     unigram = unigram_bits_per_structure(training, validation)
     logger.warning(

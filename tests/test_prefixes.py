@@ -1,0 +1,154 @@
+"""Laws of prefix fields and of what has a loss in training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+from mat2seq_hf.corpora.schema import METADATA_KEY
+from mat2seq_hf.errors import Mat2SeqError
+from mat2seq_hf.presets import gpt2_config
+from mat2seq_hf.sequence import scheme_fingerprint
+from mat2seq_hf.training.data import IGNORED, Examples, MicroBatches, TokenCorpus, load_corpus, make_batch
+from mat2seq_hf.training.metrics import bits_per_structure
+from mat2seq_hf.training.packing import BatchPlan
+from mat2seq_hf.training.prefixes import PrefixDraw
+from mat2seq_hf.vocabulary import BOS, EOS, TOKEN_IDS, TOKENS, tokenize
+
+TEXTS = (
+    "Na1 Cl1 [Fm-3m] 5.6402 5.6402 5.6402 90 90 90 Na 4a 0 0 0 Cl 4b 1/2 1/2 1/2",
+    "Cs1 Cl1 [Pm-3m] 4.1200 4.1200 4.1200 90 90 90 Cs 1a 0 0 0 Cl 1b 1/2 1/2 1/2",
+    "C2 [Fd-3m] 3.5670 3.5670 3.5670 90 90 90 C 8a 1/8 1/8 1/8",
+)
+GAPS: tuple[float | None, ...] = (5.0, None, 5.474)
+FIELDS = ["band_gap", "space_group", "crystal_system", "elements", "n_atoms"]
+
+
+def write(folder: Path, gaps: tuple[float | None, ...] = GAPS) -> Path:
+    folder.mkdir()
+    ids = [[TOKEN_IDS[BOS], *tokenize(text), TOKEN_IDS[EOS]] for text in TEXTS]
+    prompts = [1 + len(tokenize(text.split(" [")[0])) for text in TEXTS]
+    table = pa.table(
+        {
+            "text": list(TEXTS),
+            "input_ids": pa.array(ids, type=pa.list_(pa.int16())),
+            "prompt_length": pa.array(prompts, type=pa.int16()),
+            "properties": [json.dumps({"band_gap": gap}) for gap in gaps],
+        }
+    ).replace_schema_metadata({METADATA_KEY: json.dumps({"scheme": scheme_fingerprint()})})
+    pq.write_table(table, folder / "part-00000.parquet")
+    return folder
+
+
+def load(folder: Path, fields: list[str] | None = None) -> TokenCorpus:
+    return load_corpus(folder, max_length=128, scheme=scheme_fingerprint(), fields=fields or [])
+
+
+def words(ids: list[int]) -> str:
+    return " ".join(TOKENS[token] for token in ids).replace(" ##", "")
+
+
+def test_all_fields_stand_in_front_in_the_order_of_the_vocabulary(tmp_path: Path) -> None:
+    corpus = load(write(tmp_path / "data"), FIELDS)
+    examples = Examples(corpus, PrefixDraw(corpus.fields, 0.0, seed=0))
+    found = [words(examples.example(index)[0]) for index in range(3)]
+    assert found[0].startswith(
+        "<s> space_group= [Fm-3m] crystal_system= cubic elements= Na Cl n_atoms=2 band_gap= +5.00 | Na"
+    )
+    assert found[1].startswith(
+        "<s> space_group= [Pm-3m] crystal_system= cubic elements= Cs Cl n_atoms=2 band_gap= ? | Cs"
+    )
+    assert found[2].startswith(
+        "<s> space_group= [Fd-3m] crystal_system= cubic elements= C n_atoms=2 band_gap= +5.47 | C"
+    )
+    assert [len(examples.example(index)[0]) for index in range(3)] == examples.lengths.tolist()
+
+
+def test_each_crystal_shows_each_subset_of_its_fields_and_often_none(tmp_path: Path) -> None:
+    corpus = load(write(tmp_path / "data"), ["band_gap", "space_group"])
+    draw = PrefixDraw(corpus.fields, 0.5, seed=1)
+    shown = [words(draw.ids(0, epoch)) for epoch in range(800)]
+    assert set(shown) == {
+        "",
+        "space_group= [Fm-3m] |",
+        "band_gap= +5.00 |",
+        "space_group= [Fm-3m] band_gap= +5.00 |",
+    }
+    assert 0.55 < shown.count("") / len(shown) < 0.7  # 1/2, and a quarter of the other half
+    assert shown == [words(PrefixDraw(corpus.fields, 0.5, seed=1).ids(0, epoch)) for epoch in range(800)]
+    assert shown != [words(PrefixDraw(corpus.fields, 0.5, seed=2).ids(0, epoch)) for epoch in range(800)]
+
+
+@pytest.mark.parametrize("loss_on", ["all", "completion"])
+def test_what_is_given_has_no_loss_and_all_else_has(tmp_path: Path, loss_on: str) -> None:
+    corpus = load(write(tmp_path / "data"), ["band_gap"])
+    examples = Examples(corpus, PrefixDraw(corpus.fields, 0.0, seed=0), loss_on)
+    batch = make_batch(examples, [[0, 2], [1]], row_length=80)
+    kept = batch["labels"] != IGNORED
+    assert (batch["labels"][kept] == batch["input_ids"][kept]).all()
+    first = "Na" if loss_on == "all" else "[Fm-3m]"
+    row = [TOKENS[token] for token in batch["labels"][0][kept[0]].tolist()]
+    assert row[0] == first
+    assert row.count("</s>") == 2
+    assert not {"band_gap=", "|", "<s>"} & set(row)
+    counts = [len(tokenize(text)) + 1 for text in TEXTS]
+    if loss_on == "completion":
+        counts = [len(tokenize(text[text.index("[") :])) + 1 for text in TEXTS]
+    assert kept.sum(dim=1).tolist() == [counts[0] + counts[2], counts[1]]
+
+
+def test_packed_crystals_with_fields_have_the_losses_of_single_ones(tmp_path: Path) -> None:
+    corpus = load(write(tmp_path / "data"), FIELDS)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(gpt2_config("tiny", dropout=0.0, n_embd=32, n_layer=2, n_head=2, n_positions=128)).eval()
+    examples = Examples(corpus, PrefixDraw(corpus.fields, 0.0, seed=0))
+    batch = make_batch(examples, [[0, 1, 2]], row_length=128)
+    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"][:, 1:], reduction="none")
+    single = bits_per_structure(model, corpus, given_fields=True) * np.log(2)
+    assert losses.sum().item() == pytest.approx(single.sum(), rel=1e-4)
+    assert bits_per_structure(model, corpus) != pytest.approx(single / np.log(2), rel=1e-6)
+
+
+def test_an_epoch_with_fields_repeats_and_the_next_one_differs(tmp_path: Path) -> None:
+    corpus = load(write(tmp_path / "data"), FIELDS)
+    examples = Examples(corpus, PrefixDraw(corpus.fields, 0.3, seed=0))
+    plan = BatchPlan(examples.lengths, batch_tokens=256, row_length=128)
+    batches = MicroBatches(examples, plan)
+    seen = []
+    for epoch in (0, 1, 2, 0):
+        batches.set_epoch(epoch)
+        seen.append(sorted(batches[index]["input_ids"].tolist() for index in range(len(batches))))
+    assert seen[0] == seen[3]
+    assert seen[0] != seen[1] or seen[0] != seen[2]
+
+
+def test_crystals_that_are_too_long_with_their_fields_are_left_out_whole(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data")
+    whole = load(folder, FIELDS)
+    lengths = Examples(whole, PrefixDraw(whole.fields, 0.0, 0)).lengths
+    limit = int(lengths.min())
+    assert limit > whole.lengths.max()  # the crystals alone would all fit
+    corpus = load_corpus(folder, max_length=limit, scheme=scheme_fingerprint(), fields=FIELDS)
+    assert corpus.too_long == (lengths > limit).sum() > 0
+    assert {len(tokens.lengths) for tokens in corpus.fields.values()} == {3 - corpus.too_long}
+
+
+def test_bad_fields_are_refused_with_a_reason(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data", (None, None, None))
+    with pytest.raises(Mat2SeqError, match=r"no crystal of .* has a number 'band_gap'"):
+        load(folder, ["band_gap"])
+    with pytest.raises(Mat2SeqError, match="no prefix field colour"):
+        load(folder, ["colour"])
+    corpus = load(folder, ["space_group"])
+    with pytest.raises(Mat2SeqError, match="loss_on 'some' is not one of"):
+        Examples(corpus, None, "some")
+    with pytest.raises(Mat2SeqError, match=r"prefix_dropout 1\.5"):
+        PrefixDraw(corpus.fields, 1.5, 0)
