@@ -32,7 +32,7 @@ ID_COLUMNS = ("material_id", "id", "_id")
 _STRUCTURE_COLUMNS = ("cif", "structure", "poscar")
 _PLAIN_COLUMNS = ("lattice", "numbers", "frac_coords")
 _MAX_TEXT = 32 * 2**20  # bytes of one crystal; a decompressed bomb ends here
-_MAX_JSON = 2**30  # bytes of one JSON file, which is read whole
+_MAX_WHOLE = 2**30  # bytes of a JSON file, and of a parquet file in an archive, which are read whole
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,15 @@ def _stem(label: str) -> str:
     return name.removesuffix(PurePosixPath(name.removesuffix(".gz")).suffix) if "." in name else name
 
 
-def _text(stream: BinaryIO, limit: int = _MAX_TEXT) -> str:
+def _bytes(stream: BinaryIO, limit: int) -> bytes:
     data = stream.read(limit + 1)
     if len(data) > limit:
         raise Mat2SeqError(f"the file is larger than {limit // 2**20} MiB")
-    return data.decode("utf-8-sig", errors="replace")
+    return data
+
+
+def _text(stream: BinaryIO, limit: int = _MAX_TEXT) -> str:
+    return _bytes(stream, limit).decode("utf-8-sig", errors="replace")
 
 
 def _lines(stream: BinaryIO) -> Iterator[str]:
@@ -147,7 +151,7 @@ def _is_frame(data: Mapping[str, Any]) -> bool:
 
 
 def _json_rows(stream: BinaryIO, label: str) -> Iterator[InputRow]:
-    data = json.loads(_text(stream, _MAX_JSON))
+    data = json.loads(_text(stream, _MAX_WHOLE))
     if isinstance(data, dict) and isinstance(data.get("ids"), list) and "nextid" in data:
         yield from _ase_json_rows(data, label)
     elif isinstance(data, dict) and _is_frame(data):  # a pandas table, as Matbench publishes
@@ -322,7 +326,7 @@ def group_rows(path: Path, label: str, group: int, first: int) -> Iterator[Input
 
 
 def _parquet_rows(stream: BinaryIO, label: str) -> Iterator[InputRow]:
-    yield from table_rows(pq.read_table(io.BytesIO(stream.read())), label)
+    yield from table_rows(pq.read_table(io.BytesIO(_bytes(stream, _MAX_WHOLE))), label)
 
 
 def _value(text: str) -> str | int | float:

@@ -115,7 +115,7 @@ def _run(
             for future in waiting:
                 future.cancel()
             for worker in every:
-                worker.close()
+                worker.stop()
     return count
 
 

@@ -25,7 +25,6 @@ __all__ = ["Unit", "list_units", "read_rows", "short_names", "unit_rows"]
 logger = logging.getLogger(__name__)
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
-_MAX_MEMBER = 2**30  # bytes of one file in an archive
 #: What broken files raise when they are opened or read.
 _BROKEN = (
     *(OSError, EOFError, ValueError, RecursionError, NotImplementedError),
@@ -111,7 +110,8 @@ def list_units(inputs: Sequence[str | Path]) -> list[Unit]:
             if any(part.startswith(".") for part in inside.parts):
                 continue
             if _is_known(file.name):
-                units += _units_of(file, f"{label}/{inside.as_posix()}", strict=False)
+                name = f"{label}/{inside.as_posix()}".encode("utf-8", "replace").decode()  # names can be any bytes
+                units += _units_of(file, name, strict=False)
             else:
                 skipped[file.suffix or file.name] += 1
     if skipped:
@@ -131,18 +131,22 @@ def _member_rows(name: str, stream: BinaryIO, label: str) -> Iterator[InputRow]:
     try:
         yield from reader(_opened(name, stream), f"{label}/{name}")
     except _BROKEN as error:
-        yield InputRow(PurePosixPath(name).stem, "", f"{label}/{name}", problem=f"{type(error).__name__}: {error}")
+        yield InputRow(PurePosixPath(name).stem, "", f"{label}/{name}", problem=_said(error))
 
 
-def _wanted(name: str, size: int) -> bool:
-    hidden = any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
-    return not hidden and size <= _MAX_MEMBER and reader_of(name) is not None
+def _wanted(name: str) -> bool:
+    parts = [part for part in PurePosixPath(name).parts if part != ".."]  # nothing is unpacked, so it leads nowhere
+    return not any(part.startswith((".", "__MACOSX")) for part in parts) and reader_of(name) is not None
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, Mat2SeqError) else f"{type(error).__name__}: {error}"
 
 
 def _zip_rows(path: Path, label: str) -> Iterator[InputRow]:
     with zipfile.ZipFile(path) as archive:
         for entry in sorted(archive.infolist(), key=lambda info: info.filename):
-            if not entry.is_dir() and _wanted(entry.filename, entry.file_size):
+            if not entry.is_dir() and _wanted(entry.filename):
                 try:
                     with archive.open(entry) as stream:
                         yield from _member_rows(entry.filename, cast("BinaryIO", stream), label)
@@ -154,7 +158,7 @@ def _tar_rows(path: Path, label: str) -> Iterator[InputRow]:
     # in the order of the archive: a compressed one can only be read from the front; nothing is unpacked to disk
     with tarfile.open(path, "r:*") as archive:
         for entry in archive:
-            if entry.isfile() and _wanted(entry.name, entry.size):
+            if entry.isfile() and _wanted(entry.name):
                 stream = archive.extractfile(entry)
                 assert stream is not None  # a regular file
                 yield from _member_rows(entry.name, cast("BinaryIO", stream), label)
@@ -189,7 +193,7 @@ def unit_rows(unit: Unit) -> Iterator[InputRow]:
             yield row
             number += 1
     except _BROKEN as error:
-        said = str(error) if isinstance(error, Mat2SeqError) else f"{type(error).__name__}: {error}"
+        said = _said(error)
         if unit.strict and number == 0:
             raise Mat2SeqError(f"{unit.path} cannot be read: {said}") from error
         where = f"{unit.label}:{number}" if number else unit.label

@@ -46,6 +46,7 @@ class Worker:
         self._seconds = seconds
         self._process: Any = None
         self._connection: Connection | None = None
+        self._stopped = False
 
     def run(self, *arguments: Any, on_row: Callable[[], None] | None = None) -> Any:
         """The function's result.
@@ -77,6 +78,8 @@ class Worker:
                 return content
             if kind == "error":
                 raise content
+            if self._stopped:
+                raise Mat2SeqError("the run was stopped; what is finished is kept")
             deaths[row] += 1
             if row >= 0 and (kind == "slow" or deaths[row] > 1):
                 doomed[row] = content
@@ -94,6 +97,11 @@ class Worker:
             self._process.kill()
             self._process.join()
             self._process = self._connection = None
+
+    def stop(self) -> None:
+        """End the process, and the call of :meth:`run` that is waiting for it in another thread."""
+        self._stopped = True
+        self.close()
 
     def _start(self) -> Connection:
         if self._process is not None and self._process.is_alive():
@@ -114,13 +122,14 @@ class Worker:
 
     def _receive(self, connection: Connection) -> tuple[str, Any]:
         """What the process says next; "slow" or "dead" with a reason where it can say nothing more."""
+        process = self._process
         try:
             if connection.poll(max(_START_SECONDS, _PATIENCE * self._seconds)):
                 kind, content = connection.recv()
                 return kind, content
-        except (EOFError, ConnectionError):
-            self._process.join()
-            code = self._process.exitcode
+        except (EOFError, OSError):  # OSError: closed by stop()
+            process.join()
+            code = process.exitcode
             self.close()
             if code == -getattr(signal, "SIGXCPU", 0):
                 return "slow", f"took more than {self._seconds:g} s of processor time"
