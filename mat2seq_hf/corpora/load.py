@@ -42,12 +42,13 @@ def _listed(paths: Any) -> list[Any]:
 
 def _from_hub(name: str, split: str | None, streaming: bool, cache_dir: str | None) -> Any:
     try:
-        return with_crystals(datasets.load_dataset(name, split=split, streaming=streaming, cache_dir=cache_dir))
+        loaded = with_crystals(datasets.load_dataset(name, split=split, streaming=streaming, cache_dir=cache_dir))
     except (OSError, ValueError) as error:
         raise Mat2SeqError(
             f"{name!r} is no path here, none of the corpora {', '.join(BENCHMARKS)}, and cannot be loaded from the Hub "
             f"({type(error).__name__}: {error})"
         ) from error
+    return next(iter(loaded.values())) if isinstance(loaded, dict) and len(loaded) == 1 else loaded
 
 
 def load_crystals(
