@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..canonical import canonicalize
+from ..cif_reading import read_plain_cif
 from ..errors import Mat2SeqError
 from . import pool
 from .matching import ReducedCrystal, reduce_crystal
@@ -86,12 +87,14 @@ def read_structure(cif: str) -> Structure:
 
     if len(cif) > _MAX_CHARACTERS:
         raise Mat2SeqError(f"a CIF of {len(cif)} characters; up to {_MAX_CHARACTERS} are read")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            structure = Structure.from_str(cif, fmt="cif")
-        except Exception as error:  # the parser raises nearly every type for broken files
-            raise Mat2SeqError(f"unreadable CIF: {type(error).__name__}: {error}"[:300]) from error
+    structure = _read_fast(cif)
+    if structure is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                structure = Structure.from_str(cif, fmt="cif")
+            except Exception as error:  # the parser raises nearly every type for broken files
+                raise Mat2SeqError(f"unreadable CIF: {type(error).__name__}: {error}"[:300]) from error
     if not 0 < len(structure) <= _MAX_SITES:
         raise Mat2SeqError(f"{len(structure)} sites; 1 to {_MAX_SITES} are evaluated")
     if not structure.is_ordered:
@@ -102,6 +105,19 @@ def read_structure(cif: str) -> Structure:
         raise Mat2SeqError("species that are no elements")
     structure.remove_oxidation_states()
     return structure
+
+
+def _read_fast(cif: str) -> Structure | None:
+    """What pymatgen reads from a plain CIF, its order of sites included, several times faster; None for other texts."""
+    from pymatgen.core import Lattice, Structure
+
+    plain = read_plain_cif(cif)
+    if plain is None:
+        return None
+    matrix, points, symbols = plain
+    # pymatgen's own orientation, from the decimals of the file: the matcher's ties depend on the last bit
+    lattice = Lattice.from_parameters(*np.round(Lattice(matrix).parameters, 9))
+    return Structure(lattice, symbols, points, to_unit_cell=True).get_sorted_structure()
 
 
 def _min_distance(structure: Structure) -> float | None:
