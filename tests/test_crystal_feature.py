@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+from hub_server import hub
 from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
@@ -123,6 +125,39 @@ print(len(row["structure"]["numbers"]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == len(dataset[0]["structure"])
     assert pq.read_schema(tmp_path / "plain.parquet").field("structure").type == Crystal.pa_type
+
+
+def test_crystals_are_pushed_to_a_hub_and_loaded_with_and_without_this_package(tmp_path: Path) -> None:
+    ours = """
+from datasets import load_dataset
+from mat2seq_hf import load_crystals
+from mat2seq_hf.corpora.feature import plain_columns
+dataset = load_crystals("sample").select(range(20))
+plain_columns(dataset).push_to_hub("me/crystals")
+dataset.push_to_hub("me/as-feature")
+for loaded in (
+    load_crystals("me/crystals"),
+    list(load_crystals("me/crystals", streaming=True)),
+    load_dataset("me/as-feature", split="train"),
+):
+    assert [row["structure"] for row in loaded] == [row["structure"] for row in dataset]
+print("pushed and loaded")
+"""
+    theirs = """
+import sys
+sys.modules["mat2seq_hf"] = None
+from datasets import load_dataset
+print(load_dataset("me/crystals", split="train")[0]["structure"]["numbers"])
+"""
+    with hub() as url:
+        settings = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "HF_TOKEN": "hf_dummy", "HF_HUB_DISABLE_XET": "1"}
+        environment = {**os.environ, **settings, "HF_HUB_OFFLINE": "0"}
+        for code, said in ((ours, "pushed and loaded"), (theirs, "[69, 12, 80, 80]")):
+            done = subprocess.run(
+                [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.strip() == said
 
 
 def test_the_source_text_is_kept_when_asked_for(crystals: dict[str, Structure]) -> None:
