@@ -29,10 +29,11 @@ from .vocabulary import BOS, EOS, NUMERIC_FIELDS, TOKEN_IDS
 __all__ = ["CrystalGenerationPipeline"]
 
 _MAX_SEED = 2**43  # times the prime below, it still fits the 64 bits of torch
+_DRAWING = ("temperature", "top_k", "top_p", "do_sample", "num_beams", "generation_config")
 _MOST_ROWS = 256  # drawn together
 _IRRELEVANT = {  # to how plain sampling goes
     *("num_return_sequences", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "transformers_version"),
-    *("_from_model_config", "return_dict_in_generate", "output_scores", "attention_mask"),
+    *("_from_model_config", "return_dict_in_generate", "output_scores", "attention_mask", "mat2seq"),
 }
 _PROMPT_FIELDS = {field.name for field in fields(Prompt)} - {"open_prefix"}
 
@@ -108,7 +109,7 @@ class CrystalGenerationPipeline(Pipeline):
                 formula_units, n_atoms and max_atoms, cells are no larger than those the model was trained on
                 (``config.mat2seq["max_atoms"]``), where that can be.
             temperature, top_k, ...: anything ``model.generate`` takes. What is not given comes from the model's
-                generation_config.
+                generation_config, which may have other settings for many samples (``mat2seq``) than for one.
 
         Returns:
             for one prompt a list of :class:`Sample` dicts, for several a list of such lists, for an iterator an
@@ -224,6 +225,7 @@ class CrystalGenerationPipeline(Pipeline):
         asked, index = input_tensors["prompt"], input_tensors["index"]
         prompts, numbers = (asked, index) if isinstance(asked, list) else ([asked], [index])
         wanted = max(num_return_sequences, num_candidates or 0)
+        generate = self._with_settings_for(wanted, generate)
         arguments = self._prepare_generate_kwargs(generate, num_return_sequences=wanted)
         settings = _plain_settings(self._get_set_generation_params(arguments))
         if settings is None:
@@ -233,6 +235,13 @@ class CrystalGenerationPipeline(Pipeline):
         if num_candidates is not None:
             groups = [best_of(group, num_return_sequences) for group in groups]
         return {"drawn": groups, "prompt": prompts}
+
+    def _with_settings_for(self, wanted: int, generate: dict[str, Any]) -> dict[str, Any]:
+        """Settings of the caller, or those that the model's generation_config has for many samples."""
+        many = getattr(self.model.generation_config, "mat2seq", None)
+        if not many or 2 * wanted < many["samples"] or not generate.keys().isdisjoint(_DRAWING):
+            return generate
+        return {**{name: value for name, value in many.items() if name != "samples"}, **generate}
 
     def _draw(
         self, prompts: list[Prompt], numbers: list[int], wanted: int, seed: int | None, settings: SamplingSettings
@@ -299,10 +308,11 @@ class CrystalGenerationPipeline(Pipeline):
             PromptError: a setting is wrong, or is one that plain sampling does not know.
         """
         _check_sampling({**generate, "num_return_sequences": num_return_sequences, "num_candidates": num_candidates})
+        wanted = max(num_return_sequences, num_candidates or 0)
+        generate = self._with_settings_for(wanted, generate)
         settings = _plain_settings(self._get_set_generation_params(self._prepare_generate_kwargs(generate)))
         if settings is None:
             raise PromptError(f"only plain sampling goes at scale (temperature, top_k, top_p), not {generate}")
-        wanted = max(num_return_sequences, num_candidates or 0)
         groups = self._draw(list(prompts), list(numbers), wanted, seed, settings)
         if num_candidates is not None:
             groups = [best_of(group, num_return_sequences) for group in groups]

@@ -268,3 +268,37 @@ def test_samples_are_judged_independently_of_the_grammar() -> None:
     assert broken["finished"]
     assert broken["structure"] is None
     assert "3c" in (broken["reason"] or "")
+
+
+def test_of_several_candidates_the_likeliest_come_first(pipe: CrystalGenerationPipeline) -> None:
+    every = pipe("BaTiO3", num_return_sequences=8, seed=1, **SMALL)
+    best = pipe("BaTiO3", num_return_sequences=3, num_candidates=8, seed=1, **SMALL)
+    expected = sorted(every, key=lambda sample: -sample["log_prob"])[:3]
+    assert [sample["text"] for sample in best] == [sample["text"] for sample in expected]
+    with pytest.raises(PromptError, match="num_candidates must be a whole number from 3"):
+        pipe("BaTiO3", num_return_sequences=3, num_candidates=2)
+
+
+def test_the_same_crystal_drawn_again_is_marked_and_not_left_out(pipe: CrystalGenerationPipeline) -> None:
+    salt = {"space_group": 225, "formula_units": 1, "top_k": 1}
+    first, *others = pipe("NaCl", num_return_sequences=3, seed=0, **salt)
+    assert first["duplicate_of"] is None
+    assert [sample["duplicate_of"] for sample in others] == [0, 0]
+    assert all(sample["volume_per_atom"] > 0 and sample["min_distance"] > 0 for sample in (first, *others))
+
+
+def test_settings_for_many_samples_come_from_the_generation_config(pipe: CrystalGenerationPipeline) -> None:
+    config = pipe.model.generation_config
+    config.mat2seq = {"samples": 6, "temperature": 1.3, "top_k": 3}
+    try:
+        many = pipe("NaCl", num_return_sequences=3, seed=2, **SMALL)
+        few = pipe("NaCl", num_return_sequences=2, seed=2, **SMALL)
+        own = pipe("NaCl", num_return_sequences=3, seed=2, top_k=50, **SMALL)
+    finally:
+        del config.mat2seq
+    named = pipe("NaCl", num_return_sequences=3, seed=2, temperature=1.3, top_k=3, **SMALL)
+    plain = pipe("NaCl", num_return_sequences=2, seed=2, **SMALL)
+    texts = [[sample["text"] for sample in answer] for answer in (many, few, own, named, plain)]
+    assert texts[0] == texts[3]
+    assert texts[1] == texts[4]
+    assert texts[2] != texts[0]

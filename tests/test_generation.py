@@ -1,0 +1,150 @@
+"""Sampling at scale: what is drawn depends on no kill, process or batch, and no prompt is lost or repeated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+from mat2seq_hf.errors import Mat2SeqError
+from mat2seq_hf.generation import SAMPLES, Asked, Job, merge, prompt_json, read_prompts, run_job, summary, write_cifs
+from mat2seq_hf.pipeline import CrystalGenerationPipeline
+from mat2seq_hf.presets import gpt2_config
+from mat2seq_hf.prompts import Prompt
+from mat2seq_hf.tokenizer import build_tokenizer
+
+FORMULAS = ("NaCl", "BaTiO3", "C", "Fe2O3", "LiF", "MgB2", "CuZn")
+ASKED = [Asked(f"p{number}", formula) for number, formula in enumerate(FORMULAS)]
+JOB = Job(samples=2, seed=5, rows=4, settings=(("top_k", 8),), wishes=(("max_atoms", 10),))
+
+
+@pytest.fixture(scope="module")
+def pipe() -> CrystalGenerationPipeline:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(gpt2_config("tiny", n_embd=32, n_layer=1, n_head=2)).eval()
+    return CrystalGenerationPipeline(model=model, tokenizer=build_tokenizer(), device="cpu")
+
+
+def finish(pipe: Any, folder: Path, asked: Sequence[Asked] = ASKED, job: Job = JOB, processes: int = 1) -> pd.DataFrame:
+    for rank in range(processes):
+        list(run_job(pipe, asked, job, folder, model="test", rank=rank, processes=processes))
+    return pd.read_parquet(merge(folder, asked))
+
+
+@pytest.fixture(scope="module")
+def samples(pipe: CrystalGenerationPipeline, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    return finish(pipe, tmp_path_factory.mktemp("whole"))
+
+
+def test_every_prompt_has_its_samples_in_order_and_all_columns_are_there(samples: pd.DataFrame) -> None:
+    assert list(samples.columns) == SAMPLES.names
+    assert list(zip(samples.prompt_id, samples.sample_index, strict=True)) == [
+        (one.prompt_id, index) for one in ASKED for index in range(2)
+    ]
+    assert samples.finished.all()
+    assert samples.n_tokens.min() > 15
+    assert json.loads(samples.prompt[0]) == {"formula": "NaCl", "max_atoms": 10}
+
+
+def test_a_killed_run_goes_on_with_any_number_of_processes(
+    pipe: CrystalGenerationPipeline, samples: pd.DataFrame, tmp_path: Path
+) -> None:
+    assert len(list(islice(run_job(pipe, ASKED, JOB, tmp_path, model="test"), 2))) == 2
+    parts = sorted((tmp_path / "parts").iterdir())
+    assert len(parts) == 2
+    with pytest.raises(Mat2SeqError, match="prompts have no samples yet"):
+        merge(tmp_path, ASKED)
+    (tmp_path / "parts" / ".part-000003.parquet.77").write_bytes(b"half of a fi")  # what a kill leaves
+    before = [path.stat().st_mtime_ns for path in parts]
+    again = finish(pipe, tmp_path, processes=3)
+    assert [path.stat().st_mtime_ns for path in parts] == before, "a finished part was drawn once more"
+    pd.testing.assert_frame_equal(again, samples)
+
+
+def test_samples_do_not_depend_on_the_size_of_a_batch(
+    pipe: CrystalGenerationPipeline, samples: pd.DataFrame, tmp_path: Path
+) -> None:
+    pd.testing.assert_frame_equal(finish(pipe, tmp_path, job=replace(JOB, rows=100)), samples)
+    answers = pipe(list(FORMULAS), num_return_sequences=2, seed=5, top_k=8, max_atoms=10, batch_size=3)
+    assert [sample["text"] for answer in answers for sample in answer] == samples.text.tolist()
+
+
+def test_a_folder_of_another_job_is_refused(pipe: CrystalGenerationPipeline, tmp_path: Path) -> None:
+    next(run_job(pipe, ASKED, JOB, tmp_path, model="test"))
+    others: list[tuple[Sequence[Asked], Job, str]] = [
+        (ASKED, replace(JOB, seed=6), "seed was 5 and is now 6"),
+        (ASKED[::-1], JOB, "prompts_sha256"),
+        (ASKED, replace(JOB, candidates=4), "candidates was None and is now 4"),
+    ]
+    for asked, job, said in others:
+        with pytest.raises(Mat2SeqError, match=said):
+            next(run_job(pipe, asked, job, tmp_path, model="test"))
+
+
+def test_prompts_that_cannot_be_fulfilled_are_set_aside_with_a_reason(
+    pipe: CrystalGenerationPipeline, tmp_path: Path
+) -> None:
+    asked = [Asked("../up", "NaCl"), Asked("bad", "Xx2"), Asked("small", {"formula": "BaTiO3", "n_atoms": 3})]
+    table = finish(pipe, tmp_path, asked)
+    assert set(table.prompt_id) == {"../up"}
+    rejected = pd.read_parquet(tmp_path / "rejected.parquet")
+    assert rejected.prompt_id.tolist() == ["bad", "small"]
+    assert "not an element" in rejected.reason[0]
+    assert "5 atoms in a formula unit" in rejected.reason[1]
+    assert "2 prompts cannot be fulfilled" in summary(tmp_path)
+    written = write_cifs(tmp_path / "samples.parquet", tmp_path / "cifs")
+    assert written == table.valid.sum() == len(list((tmp_path / "cifs").iterdir()))
+    with pytest.raises(Mat2SeqError, match="none of 1 prompts can be fulfilled"):
+        next(run_job(pipe, asked[1:2], JOB, tmp_path / "none", model="test"))
+
+
+def test_prompts_are_read_from_every_kind_of_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("NaCl\n\n BaTiO3 \n")
+    assert read_prompts(tmp_path / "a.txt") == [Asked("1", "NaCl"), Asked("2", "BaTiO3")]
+    (tmp_path / "b.jsonl").write_text('{"id": "x", "elements": ["Li", "O"]}\n{"formula": "C", "space_group": 227}\n')
+    assert read_prompts(tmp_path / "b.jsonl") == [
+        Asked("x", {"elements": ["Li", "O"]}),
+        Asked("2", {"formula": "C", "space_group": 227}),
+    ]
+    (tmp_path / "c.csv").write_text("material_id,formula,n_atoms,note\nm1,NaCl,2,x\nm2,KCl,,y\n")
+    expected = [Asked("m1", {"formula": "NaCl", "n_atoms": 2}), Asked("m2", {"formula": "KCl"})]
+    assert read_prompts(tmp_path / "c.csv") == expected
+    pd.read_csv(tmp_path / "c.csv").to_parquet(tmp_path / "c.parquet")
+    assert read_prompts(tmp_path / "c.parquet") == expected
+    (tmp_path / "prepared").mkdir()
+    texts = {"id": ["m"], "text": ["Ba2 Ti2 O6 [Pm-3m] 4.0000 4.0000 4.0000 90 90 90 Ba 1a 0 0 0"]}
+    pd.DataFrame(texts).to_parquet(tmp_path / "prepared" / "part-00000.parquet")
+    assert read_prompts(tmp_path / "prepared") == [Asked("m", {"formula": "Ba1Ti1O3", "formula_units": 2})]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", b"", "holds no prompts"),
+        ("a.txt", b"\xff\xfe\x00", "not a text file"),
+        ("a.jsonl", b"{'formula'}", "a.jsonl:1 is no JSON"),
+        ("a.jsonl", b"[1]", "an object of prompt fields"),
+        ("a.csv", b"x,y\n1,2\n", "none of the columns"),
+        ("a.parquet", b"PAR1 not really", "cannot be read as a table"),
+        ("a.csv", b"id,formula\n1,NaCl\n1,KCl\n", "occurs twice"),
+        ("absent.txt", None, "does not exist"),
+    ],
+)
+def test_a_file_that_holds_no_prompts_is_refused(tmp_path: Path, name: str, content: bytes | None, said: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(Mat2SeqError, match=said):
+        read_prompts(tmp_path / name)
+
+
+def test_a_prompt_written_as_json_is_the_same_prompt() -> None:
+    prompt = Prompt("NaCl", elements=("Na", "Cl"), properties={"band_gap": (1.0, 2.0)}, condition=True)
+    assert Prompt(**json.loads(prompt_json(prompt))) == prompt
