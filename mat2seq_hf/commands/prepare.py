@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prepared corpora to compare with: which sequences are in both?",
     )
     parser.add_argument("--data-dir", type=Path, metavar="FOLDER", help="local copies of the benchmark corpora")
+    parser.add_argument("--chunk-size", type=int, default=500, help="crystals a shard (default: 500; millions: 20000)")
     parser.add_argument("--num-proc", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     parser.add_argument(
         "--seconds", type=float, default=20.0, help="processor time after which a crystal is set aside (default: 20)"
@@ -99,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
     from .dedup import print_overlaps
 
     settings: dict[str, Any] = {
-        name: getattr(args, name) for name in ("symprec", "on_disorder", "duplicates", "num_proc", "seconds")
+        name: getattr(args, name)
+        for name in ("symprec", "on_disorder", "duplicates", "chunk_size", "num_proc", "seconds")
     }
     folders: list[Path] = []
     for split, paths in _inputs(args).items():
