@@ -168,8 +168,8 @@ def hf_generate(pipe: Any, prompts: list[Any], settings: dict[str, Any]) -> Any:
     ids = torch.tensor([[TOKEN_IDS[PAD]] * (longest - len(start)) + start for start in starts])
     processor = GrammarLogitsProcessor(prompts, pipe.grammar)
     return pipe.model.generate(
-        ids, attention_mask=(ids != TOKEN_IDS[PAD]).long(), do_sample=True, logits_processor=[processor], use_cache=True,
-        max_length=int(pipe.model.config.max_position_embeddings), pad_token_id=TOKEN_IDS[PAD], **settings,
+        ids, attention_mask=(ids != TOKEN_IDS[PAD]).long(), do_sample=True, logits_processor=[processor],
+        use_cache=True, max_length=int(pipe.model.config.max_position_embeddings), pad_token_id=TOKEN_IDS[PAD], **settings,
     )  # fmt: skip
 
 
@@ -194,7 +194,17 @@ def peer_model(folder: Path, package: str, parameters: int) -> Any:
     shell = types.ModuleType(package)
     shell.__path__ = [str(folder / package)]
     sys.modules[package] = shell
-    shell.CIFTokenizer = importlib.import_module(f"{package}._tokenizer").CIFTokenizer  # type: ignore[attr-defined]
+    tokenizer: Any = importlib.import_module(f"{package}._tokenizer").CIFTokenizer
+
+    class Endless(tokenizer):  # type: ignore[misc]
+        """Random weights soon write two line ends, which both loops take for the end."""
+
+        @property
+        def token_to_id(self) -> dict[str, int]:
+            """Without a line end."""
+            return {**super().token_to_id, "\n": -1}
+
+    shell.CIFTokenizer = Endless  # type: ignore[attr-defined]
     module = importlib.import_module(f"{package}._model")
     torch.manual_seed(0)
     best = None

@@ -50,7 +50,7 @@ def main() -> int:
     names = ("temperature", "top_k", "top_p")
     settings = tuple((name, getattr(options, name)) for name in names if getattr(options, name) is not None)
     job = Job(options.samples, options.candidates, options.seed, options.rows, settings)
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())  # without it, processes on a CPU do not see each other
     try:
         return run(options, job, state)
     except Mat2SeqError as error:
