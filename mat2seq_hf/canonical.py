@@ -38,6 +38,7 @@ _TIGHT = 7e-6  # angstrom
 # coarse enough that every description of one crystal continues from the same bits.
 _FINE = 10_000
 _ROUNDS = 20
+_HALF = 0.52  # of a grid step: rounding boundaries lie a little off the middle
 
 
 class _Scheme(NamedTuple):
@@ -64,27 +65,53 @@ def _encode(form: Form, scheme: _Scheme, wide: bool = False) -> Form:
 
 
 def _fixed_point(cell: Cell, scheme: _Scheme) -> Form:
-    """Encode until the decoded crystal encodes to itself.
-
-    The search starts from what is symmetric to the last digit: its result is the same for every description, so that
-    every later decision, however close to the tolerance, falls the same way for all of them.
+    """Describe until the decoded crystal has the description it came from.
 
     Rounding to the grid can bring a crystal that was just outside ``symprec`` of a higher symmetry, or of another
     reduced basis, just inside. Where forms come round in a circle, the smallest of the circle is taken.
     """
+    seen: list[Form] = []
+    form, certain = _describe(cell, scheme)
+    while not certain and form not in seen:
+        seen.append(form)
+        form, certain = _describe(primitive_cell(form_cell(form), _TIGHT), scheme)
+    return form if certain else min(seen[seen.index(form) :], key=_key)
+
+
+def _describe(cell: Cell, scheme: _Scheme) -> tuple[Form, bool]:
+    """A form of a primitive cell, and whether it is certain that its decoded crystal has that form, too.
+
+    The search starts from what is symmetric to the last digit: its result is the same for every description, so that
+    every later decision, however close to the tolerance, falls the same way for all of them.
+    """
     exact, nothing_more = exact_crystal(cell, _TIGHT, scheme.symprec)
     if nothing_more:  # most crystals: symprec finds no more symmetry than is exact
         form = canonical_form(exact, 1)
-        if is_fixed(form) or canonical_form(form_crystal(form), 1) == form:
-            return form
+        if _survives_rounding(form, scheme.symprec):
+            return form, True
     settled = _settle(canonical_form(exact, _FINE), scheme)
     if settled is not None:
-        return settled
+        return settled, False
     # Rounding makes ever other bases the shortest, and the lattice would creep away.
     wide = _settle(canonical_form(exact, _FINE, wide=True), scheme, wide=True)
     if wide is None:
         raise SymmetryError("no basis of this lattice survives rounding; try another symprec")
-    return _settle(wide, scheme) or wide
+    return _settle(wide, scheme) or wide, False
+
+
+def _survives_rounding(form: Form, symprec: float) -> bool:
+    """Whether a rounded crystal is its own smallest form and has no more symmetry than before it was rounded."""
+    if is_fixed(form):
+        return True
+    crystal = form_crystal(form)
+    if canonical_form(crystal, 1) != form:
+        return False
+    # How far rounding moves two atoms against each other; only what was within 2 symprec could come within symprec.
+    diagonal = float(np.linalg.norm(form.lattice[:3])) * LENGTH_UNIT
+    moved = 2 * _HALF * (diagonal / COORDINATE_GRID + LENGTH_UNIT)
+    if form.number < 16:
+        moved += 2 * _HALF * diagonal * float(np.radians(ANGLE_UNIT))
+    return moved < symprec / 2 or has_no_more_symmetry(form_cell(form), crystal, symprec)
 
 
 def _settle(form: Form, scheme: _Scheme, wide: bool = False) -> Form | None:
@@ -106,19 +133,24 @@ def _encode_evenly(form: Form, scheme: _Scheme, wide: bool) -> Form:
     """
     if not is_sohncke(form.number):
         return _encode(form, scheme, wide)
-    pair = canonical_form(form_crystal(form), form.factor, wide), _mirrored(form, wide)
+    # On the fine grid: rounding here, too, would make circles of two forms look like fixed points.
+    pair = _renewed(form, 1, _FINE, wide), _renewed(form, -1, _FINE, wide)
     encoded = [_encode(member, scheme, wide) for member in pair]
     achiral = [candidate for candidate in encoded if not is_sohncke(candidate.number)]
     if achiral:
         return min(achiral, key=lambda candidate: (_asymmetry(candidate), _key(candidate)))
     best = min((0, 1), key=lambda member: (_asymmetry(encoded[member]), _key(pair[member])))
-    return _mirrored(encoded[1], wide) if best else encoded[0]
+    return _renewed(encoded[best], -1 if best else 1, 1, wide)
 
 
-def _mirrored(form: Form, wide: bool) -> Form:
+def _renewed(form: Form, hand: int, factor: int, wide: bool) -> Form:
+    """The crystal of a form (``hand`` 1) or its mirror image (-1) described anew.
+
+    From its atoms, because rounding may have brought out symmetry that the form does not state.
+    """
     cell = form_cell(form)
-    image = Cell(cell.lattice, -cell.positions, cell.numbers, cell.labels)
-    return canonical_form(exact_crystal(image, _TIGHT, _TIGHT)[0], form.factor, wide)
+    image = primitive_cell(Cell(cell.lattice, hand * cell.positions, cell.numbers, cell.labels), _TIGHT)
+    return canonical_form(exact_crystal(image, _TIGHT, _TIGHT)[0], factor, wide)
 
 
 def _asymmetry(form: Form) -> tuple[int, int]:

@@ -32,7 +32,7 @@ def is_atoms(crystal: object) -> bool:
 
 def is_cif(text: str) -> bool:
     """Whether a text is a CIF (it names a cell length)."""
-    return "_cell_length_a" in text
+    return "_cell_length_a" in text or "_cell_length_a" in text.lower()  # tags may be written in capitals
 
 
 def _build(lattice: Any, positions: Any, symbols: list[str]) -> Cell:

@@ -127,7 +127,10 @@ def _operations(block: Any) -> tuple[Floats, Floats] | None:
             return None
         rotations.append(operation.rot)
         translations.append(operation.tran)
-    return np.array(rotations) / gemmi.Op.DEN, np.array(translations) / gemmi.Op.DEN
+    matrices = np.array(rotations) / gemmi.Op.DEN
+    if not np.isclose(np.abs(np.linalg.det(matrices)), 1.0).all():
+        return None
+    return matrices, np.array(translations) / gemmi.Op.DEN
 
 
 def _expanded(points: Floats, rotations: Floats, translations: Floats) -> tuple[Floats, list[int]] | None:

@@ -44,6 +44,7 @@ class Cell:
 
 _Vector = tuple[float, float, float]
 _Row = tuple[float, _Vector, _Vector]  # squared length, vector, its coefficients (whole numbers)
+_Shift = tuple[Floats, Integers]  # a translation in fractions and the partner of each atom under it
 _UNITS: tuple[_Vector, ...] = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 _PLANE = tuple((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1))
 
@@ -115,7 +116,7 @@ def _match(cell: Cell, shift: Floats, limit: float) -> tuple[Integers, Floats] |
     return partners, rest
 
 
-def _translations(cell: Cell, tolerance: float) -> list[tuple[Floats, Integers]]:
+def _translations(cell: Cell, tolerance: float) -> list[_Shift]:
     """Translations (fractions) that map the crystal onto itself within ``tolerance`` angstrom, with partners.
 
     Whether one is accepted is judged on its mean over all atoms, so that no atom is special.
@@ -130,17 +131,35 @@ def _translations(cell: Cell, tolerance: float) -> list[tuple[Floats, Integers]]
         candidates = candidates[distances <= (4 * tolerance) ** 2]
     found = [(np.zeros(3), np.arange(len(cell)))]
     for candidate in candidates:
+        known = _wrapped(np.array([shift for shift, _ in found]) - candidate) @ cell.lattice
+        if len(found) > 1 and (known**2).sum(axis=1).min() <= tolerance**2:
+            continue
         match = _match(cell, candidate, 4 * tolerance)
         if match is None:
             continue
         partners, rest = match
         mean = rest.mean(axis=0)
         if (((rest - mean) @ cell.lattice) ** 2).sum(axis=1).max() <= tolerance**2:
-            found.append((candidate - mean, partners))
+            found = _closed(cell, found, (candidate - mean, partners), tolerance)
     return found
 
 
-def _group_of(cell: Cell, found: list[tuple[Floats, Integers]], tolerance: float) -> Integers | None:
+def _closed(cell: Cell, found: list[_Shift], new: _Shift, tolerance: float) -> list[_Shift]:
+    """Translations and one more, with those of their sums that hold: a group needs no search for each member."""
+    sums, (shift, partners) = list(found), new
+    members = {others.tobytes() for _, others in found}
+    while partners.tobytes() not in members and len(sums) <= len(cell):
+        sums += [(_wrapped(shift + other), partners[others]) for other, others in found]
+        shift, partners = _wrapped(shift + new[0]), new[1][partners]
+    return [item for item in sums if _holds(cell, *item, tolerance)]
+
+
+def _holds(cell: Cell, shift: Floats, partners: Integers, tolerance: float) -> bool:
+    rest = _wrapped(cell.positions + shift - cell.positions[partners]) @ cell.lattice
+    return bool((rest**2).sum(axis=1).max() <= tolerance**2)
+
+
+def _group_of(cell: Cell, found: list[_Shift], tolerance: float) -> Integers | None:
     """The translations as exact fractions ``steps / order``, or None where they form no group of lattice translations.
 
     Translations on the edge of the tolerance need not close, and then they are not the fractions that a group of their
@@ -152,8 +171,10 @@ def _group_of(cell: Cell, found: list[tuple[Floats, Integers]], tolerance: float
     if (((shifts - steps / order) @ cell.lattice) ** 2).sum(axis=1).max() > tolerance**2:
         return None
     steps = np.asarray(steps % order, dtype=np.int64)
-    known = {tuple(step) for step in steps.tolist()}
-    if len(known) < order or any(tuple(((a + b) % order).tolist()) not in known for a in steps for b in steps):
+    digits = np.array([order**2, order, 1])
+    codes = steps @ digits
+    sums = (steps[:, None, :] + steps) % order @ digits
+    if len(np.unique(codes)) < order or not np.isin(sums, codes).all():
         return None
     smallest = np.array([partners for _, partners in found]).min(axis=0)
     if (np.bincount(smallest, minlength=len(cell))[smallest] != order).any():
