@@ -167,9 +167,10 @@ def hf_generate(pipe: Any, prompts: list[Any], settings: dict[str, Any]) -> Any:
     longest = max(map(len, starts))
     ids = torch.tensor([[TOKEN_IDS[PAD]] * (longest - len(start)) + start for start in starts])
     processor = GrammarLogitsProcessor(prompts, pipe.grammar)
+    context = int(pipe.model.config.max_position_embeddings)
     return pipe.model.generate(
         ids, attention_mask=(ids != TOKEN_IDS[PAD]).long(), do_sample=True, logits_processor=[processor],
-        use_cache=True, max_length=int(pipe.model.config.max_position_embeddings), pad_token_id=TOKEN_IDS[PAD], **settings,
+        use_cache=True, max_length=context, pad_token_id=TOKEN_IDS[PAD], **settings,
     )  # fmt: skip
 
 
