@@ -45,14 +45,16 @@ def texts_of(structures: Sequence[Structure | None]) -> list[SampleText]:
     ]
 
 
-def metal(symbol: str, a: float, group: str = "Fm-3m") -> Structure:
-    return Structure.from_spacegroup(group, Lattice.cubic(a), [symbol], [[0, 0, 0]])
+def metal(symbol: str, a: float) -> Structure:
+    """Face-centred cubic; ``a`` of the cube."""
+    return Structure(Lattice.rhombohedral(a / 2**0.5, 60), [symbol], [[0, 0, 0]])
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The elements, and an ordered alloy that EMT finds stable."""
-    alloy = Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.75), ["Au", "Cu"], [[0.0, 0.0, 0.0], [0.5, 0.5, 0]])
+    places = [[0.0, 0.0, 0.0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+    alloy = Structure(Lattice.cubic(3.75), ["Au", "Cu", "Cu", "Cu"], places)
     crystals = {"cu": metal("Cu", 3.59), "au": metal("Au", 4.06), "alloy": alloy}
     path = tmp_path_factory.mktemp("corpus") / "corpus.parquet"
     pd.DataFrame({"id": list(crystals), "cif": [cif_of(item) for item in crystals.values()]}).to_parquet(path)
@@ -61,9 +63,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_stability_is_measured_against_the_hull_of_the_potential(corpus: Path, tmp_path: Path) -> None:
     overlapping = Structure(Lattice.cubic(3.0), ["Cu", "Cu"], [[0.0, 0.0, 0.0], [0.05, 0, 0]])
-    zincblende = Structure.from_spacegroup(
-        "F-43m", Lattice.cubic(5.6), ["Cu", "Au"], [[0.0, 0.0, 0.0], [0.25, 0.25, 0.25]]
-    )
+    zincblende = Structure(Lattice.rhombohedral(3.96, 60), ["Cu", "Au"], [[0.0, 0.0, 0.0], [0.25, 0.25, 0.25]])
     nickel = metal("Ni", 3.5)
     samples = texts_of([metal("Cu", 3.7), zincblende, overlapping, nickel, None])
     report, rows = evaluate_stability(samples, corpus, corpus, tmp_path, EMT)

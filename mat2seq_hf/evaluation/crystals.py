@@ -26,6 +26,7 @@ __all__ = ["MIN_DISTANCE", "Examined", "examine", "examine_all", "read_structure
 #: A valid crystal has no two atoms nearer to each other than this, angstrom (as in CDVAE).
 MIN_DISTANCE = 0.5
 
+_GRAMS = 1.66053907  # g/cm^3 of one atomic mass unit in a cubic angstrom
 _MIN_VOLUME = 0.1  # cubic angstrom, as in CDVAE
 _MAX_SITES = 1000
 _MAX_CHARACTERS = 1_000_000  # a thousand sites take a tenth of it; what is longer can fill the memory
@@ -159,7 +160,7 @@ def examine(cif: str, symprec: float | None = None, canonical: bool = False) -> 
         min_distance=distance,
         valid_structure=volume >= _MIN_VOLUME and (distance is None or distance >= MIN_DISTANCE),
         valid_composition=charge_neutral(composition),
-        density=float(structure.density) if volume > 0 else None,
+        density=_GRAMS * float(structure.composition.weight) / volume if volume > 0 else None,
         elements=tuple(sorted({site.specie.Z for site in structure})),
     )
     found = replace(found, reason=_complaint(found, volume))

@@ -29,7 +29,7 @@ class CspSettings:
         ltol, stol, angle_tol: of StructureMatcher.
         samples: k, the samples of each prompt that count; None counts as many as the prompt with most has. Missing
             ones are misses.
-        symprec: tolerance of the space groups of both sides, angstrom.
+        symprec: tolerance of the space groups of both sides, angstrom; None leaves them out.
         polymorphs: match samples to every reference crystal of their formula, too (METRe).
         processes: how many at once.
         timeout: seconds for one comparison.
@@ -40,7 +40,7 @@ class CspSettings:
     stol: float = 0.5
     angle_tol: float = 10.0
     samples: int | None = None
-    symprec: float = 0.1
+    symprec: float | None = 0.1
     polymorphs: bool = True
     processes: int = 1
     timeout: float = 60.0
@@ -172,7 +172,8 @@ def _figures(rows: Sequence[Mapping[str, Any]], groups: _Groups, k: int, stol: f
     figures: dict[str, Figure] = {}
     for name in ("readable", "valid_structure", *(["valid_composition", "valid"] if judged else [])):
         figures[name] = clustered_mean([[bool(rows[place][name]) for place in group] for group in groups.values()])
-    for name in ("formula_right", "space_group_right"):
+    grouped = any(row["space_group"] is not None for row in rows)
+    for name in ("formula_right", *(["space_group_right"] if grouped else [])):
         figures[name] = clustered_mean(_padded(rows, groups, k, name))
     for suffix in ("", "_valid") if judged else ("",):
         kept = {

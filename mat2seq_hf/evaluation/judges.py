@@ -45,14 +45,15 @@ class _TwoSteps:
     def __init__(self, features: NDArray[np.float64], labels: NDArray[np.float64]) -> None:
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
+        few, many = (200, 300) if len(labels) > 1000 else (30, 30)
         positive = labels > 0
         self._classifier: Any = None
         if positive.any() and not positive.all():
-            self._classifier = HistGradientBoostingClassifier(max_iter=200, learning_rate=0.06, random_state=0)
+            self._classifier = HistGradientBoostingClassifier(max_iter=few, learning_rate=0.06, random_state=0)
             self._classifier.fit(features, positive)
         self._regressor: Any = None
         if positive.any():
-            self._regressor = HistGradientBoostingRegressor(max_iter=300, learning_rate=0.06, random_state=0)
+            self._regressor = HistGradientBoostingRegressor(max_iter=many, learning_rate=0.06, random_state=0)
             self._regressor.fit(features[positive], labels[positive])
 
     def predict(self, features: NDArray[np.float64]) -> NDArray[np.float64]:

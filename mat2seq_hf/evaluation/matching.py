@@ -9,7 +9,6 @@ once a pair; a pair that cannot match is recognised before the search; and the s
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,8 @@ __all__ = ["Matcher", "ReducedCrystal", "reduce_crystal"]
 
 _Floats = NDArray[np.float64]
 
+_PRIMITIVE = 0.25  # angstrom, the tolerance with which StructureMatcher looks for smaller cells
+_SLACK = 1.0001  # of a check that may only err on the side of the full search
 _PERFECT = 1e-5  # StructureMatcher ends its search at the first superposition better than this
 
 
@@ -68,14 +69,42 @@ def reduce_crystal(structure: Structure) -> ReducedCrystal:
         ValueError: the cell cannot be reduced (it is degenerate).
     """
     reduced = structure.get_reduced_structure("niggli")
-    counts = Counter(structure.atomic_numbers)
-    if math.gcd(*counts.values()) > 1:  # else no smaller cell holds the formula
+    if _may_shrink(reduced):
         reduced = reduced.get_primitive_structure()
     return ReducedCrystal(
         np.array(reduced.lattice.matrix),
         np.array(reduced.frac_coords),
         np.array(reduced.atomic_numbers, dtype=np.int64),
     )
+
+
+def _may_shrink(structure: Structure) -> bool:
+    """False only where pymatgen's search for a smaller cell would end with the given one.
+
+    Without a common divisor of the atom counts no smaller cell holds the formula. Else a smaller cell needs a
+    translation that brings every atom near another of its element: the search allows 0.5 angstrom along each axis
+    before it looks closer. In very short cells a vector of the smaller lattice can be taken for zero; these are left
+    to the search.
+    """
+    numbers = np.array(structure.atomic_numbers)
+    elements, counts = np.unique(numbers, return_counts=True)
+    units = math.gcd(*counts.tolist())
+    if units == 1:
+        return False
+    tolerance = _PRIMITIVE / np.array(structure.lattice.abc)
+    if (tolerance * units >= 1).any():
+        return True
+    coords = structure.frac_coords
+    fewest = coords[numbers == elements[np.argmin(counts)]]
+    shifts = fewest[1:] - fewest[0]
+    for element in elements:
+        group = coords[numbers == element]
+        apart = group[None, :, None, :] - group[None, None, :, :] - shifts[:, None, None, :]
+        near = (np.abs(apart - np.round(apart)) <= 2 * tolerance * _SLACK).all(axis=3)
+        shifts = shifts[near.any(axis=1).all(axis=1)]
+        if not len(shifts):
+            return False
+    return True
 
 
 @dataclass(frozen=True)
