@@ -309,3 +309,74 @@ def test_superposition_tells_a_chiral_crystal_from_its_mirror_image() -> None:
         moves = rng.normal(size=other[1].shape) * 0.01 @ np.linalg.inv(other[0])
         assert 0.01 < superposition(arrays, (other[0], other[1] + moves, other[2]), within=1e-6) < 0.1
         assert np.isnan(superposition(arrays, (other[0] * 1.1, other[1], other[2]), within=1e-6))
+
+
+#: Crystals in which rounding brings out symmetry, or forms come round in a circle.
+AT_THE_EDGE = (
+    (
+        0.01,
+        [[3.5223538, 1e-7, 2.4663789], [6.0901851, 6.5600418, 7.3991362], [2e-7, 0, 4.2999999]],
+        [
+            [-0.0017731, 0.0008612, -0.0016583],
+            [0.5061883, 0.4986245, 0.9983758],
+            [0.248204, 0.2510676, 0.4983816],
+            [0.7485618, 0.7516305, 0.4983882],
+        ],
+        [26, 26, 8, 8],
+    ),
+    (
+        1e-4,
+        [[4.10000051, 6e-8, -3.9e-7], [1.2e-7, 8.19999956, -5.9e-7], [4.0999998, 4.09999925, 8.19999817]],
+        [
+            [-1.61e-5, -2.215e-5, 1.67e-5],
+            [-3.68e-6, 0.49999521, -4.84e-6],
+            [0.50001841, 0.25000639, 0.49998358],
+            [0.50000397, 0.74999275, 0.50001417],
+        ],
+        [26] * 4,
+    ),
+    (
+        1e-4,
+        [
+            [-2.00004887, 1.99970648, 1.99983646],
+            [2.00023859, -1.99987043, 2.00019012],
+            [4.00073897, 4.00002841, 2.578e-5],
+        ],
+        [[6.483e-5, 4.065e-5, -4.658e-5], [0.50002816, 0.4999973, 0.49999826]],
+        [26, 26],
+    ),
+    (
+        1e-4,
+        [[6.11813269, 0, -1.96426815], [0, 238.4167459, 0], [0, 0, 9.36927858]],
+        [
+            [0.12302516, 0.390179, 0.67939339],
+            [0.12300237, 0.60982068, 0.67939928],
+            [0.62303911, 0.10982059, 0.67943889],
+            [0.62303619, 0.89017772, 0.67938936],
+        ],
+        [14] * 4,
+    ),
+)
+
+
+@pytest.mark.parametrize(("symprec", "lattice", "positions", "numbers"), AT_THE_EDGE)
+@pytest.mark.parametrize("detector", ["spglib", "moyopy"])
+def test_the_laws_hold_where_rounding_decides(
+    symprec: float, lattice: list[list[float]], positions: list[list[float]], numbers: list[int], detector: str
+) -> None:
+    arrays = np.array(lattice), np.array(positions), np.array(numbers)
+    crystal = canonicalize(arrays, symprec, detector)
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        assert canonicalize(equivalent_arrays(arrays, rng), symprec, detector) == crystal
+    assert canonicalize(crystal.to_structure(), symprec, detector) == crystal
+    mirrored = canonicalize((arrays[0] * np.array([-1.0, 1.0, 1.0]), *arrays[1:]), symprec, detector)
+    assert (mirrored == crystal) == (crystal.space_group_number not in SOHNCKE)
+
+
+def test_a_supercell_of_many_cells_has_the_text_of_one(crystals: dict[str, Structure]) -> None:
+    cell = crystals["NaCl"].get_primitive_structure()
+    large = cell * (5, 6, 7)
+    assert canonicalize(large) == canonicalize(cell)
+    rounded = Structure(large.lattice, large.species, np.round(large.frac_coords, 7))
+    assert canonicalize(rounded) == canonicalize(cell)

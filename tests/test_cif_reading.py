@@ -107,6 +107,7 @@ def test_uncertainties_and_rounded_thirds_are_understood() -> None:
         cif(formula="Mg O Fe"),
         cif(ops="x,y,z+0.25"),
         cif(ops="x,y,w"),
+        cif(ops="x+x,y,z"),
         cif(a="?"),
         cif(a="-4"),
         cif() + "\n" + cif().replace("data_test", "data_other"),
