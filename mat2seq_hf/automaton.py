@@ -207,7 +207,8 @@ class Rows:
     @property
     def pending(self) -> Integers:
         """How many forced tokens each row has before its next choice, shape (rows,)."""
-        return self.table.run_length[self.nodes] - self.places
+        left: Integers = self.table.run_length[self.nodes] - self.places
+        return left
 
     @property
     def done(self) -> NDArray[np.bool_]:

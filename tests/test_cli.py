@@ -112,6 +112,28 @@ def test_generate_writes_cifs_and_prints_a_table(model: str, tmp_path: Path, cap
         assert (tmp_path / "again" / path.name).read_text() == path.read_text()
 
 
+def test_generate_at_scale_writes_a_table_and_goes_on_where_it_stopped(
+    model: str, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "formulas.txt").write_text("NaCl\nXx\nLiF\n")
+    arguments = ["generate", "--formulas", str(tmp_path / "formulas.txt"), "-n", "2", "--max-atoms", "6"]
+    arguments += ["--candidates", "3", "--model", model, "-o", str(tmp_path / "out")]
+    assert main(arguments) == 1  # one formula cannot be read
+    first = capsys.readouterr().out
+    assert "4 samples of 2 prompts" in first
+    assert "'Xx' is not an element" in first
+    part = next((tmp_path / "out" / "parts").iterdir())
+    written = part.stat().st_mtime_ns
+    (tmp_path / "out" / "samples.parquet").unlink()
+    assert main(arguments) == 1
+    assert capsys.readouterr().out == first
+    assert part.stat().st_mtime_ns == written
+    assert main([*arguments, "--property", "band_gap"]) == 2
+    assert "write for instance band_gap=1.1" in capsys.readouterr().err
+    assert main([*arguments, "--property", "band_gap=1:2"]) == 2
+    assert "not trained with the prefix field band_gap" in capsys.readouterr().err
+
+
 def test_generate_passes_wishes_on(model: str, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "formulas.txt").write_text("TiO2\n\n")
     arguments = ["--formulas", str(tmp_path / "formulas.txt"), "--space-group", "136", "--formula-units", "2"]
