@@ -41,10 +41,11 @@ def charge_neutral(composition: Any) -> bool | None:
 @cache
 def _charge_neutral(counts: tuple[tuple[str, int], ...]) -> bool:
     from pymatgen.core import Composition
-    from smact.screening import smact_validity
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # noble gases have no electronegativity
+        from smact.screening import smact_validity
+
         try:
             return bool(smact_validity(Composition(dict(counts)), oxidation_states_set="smact14"))
         except (KeyError, NameError, TypeError):  # an element that smact has no data for
