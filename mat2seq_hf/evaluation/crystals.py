@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,7 +118,21 @@ def _read_fast(cif: str) -> Structure | None:
     matrix, points, symbols = plain
     # pymatgen's own orientation, from the decimals of the file: the matcher's ties depend on the last bit
     lattice = Lattice.from_parameters(*np.round(Lattice(matrix).parameters, 9))
-    return Structure(lattice, symbols, points, to_unit_cell=True).get_sorted_structure()
+    keys = [_rank(symbol) for symbol in symbols]
+    if any(np.isnan(number) for number, _ in keys):  # noble gases: comparisons with nan follow no order of their own
+        return Structure(lattice, symbols, points, to_unit_cell=True).get_sorted_structure()
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return Structure(lattice, [symbols[place] for place in order], points[order], to_unit_cell=True)
+
+
+@cache
+def _rank(symbol: str) -> tuple[float, str]:
+    """What pymatgen sorts sites by."""
+    from pymatgen.core import Element
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(Element(symbol).X), symbol
 
 
 def _min_distance(structure: Structure) -> float | None:
