@@ -146,6 +146,7 @@ def evaluate_stability(
     name = potential_name(settings.calculator)
     notes += [
         f"The hull is that of {name} over {on_hull:,} crystals, as they are in the corpus; it is not DFT's hull.",
+        "Phases that the corpus lacks are missing from the hull: an incomplete corpus makes samples look stable.",
         "The samples are relaxed with the potential and the corpus is not, which favours the samples slightly.",
         "Unique and novel are judged after relaxation; samples without a valid structure are not stable.",
     ]
