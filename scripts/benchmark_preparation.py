@@ -33,6 +33,7 @@ class Meter(threading.Thread):
     def run(self) -> None:
         """Sample until stopped."""
         start, own = time.perf_counter(), psutil.Process()
+        before = time.process_time()
         while not self._stopped.wait(0.5):
             resident = 0
             for process in (own, *own.children(recursive=True)):
@@ -41,7 +42,7 @@ class Meter(threading.Thread):
                         # memory that forked processes share counts once, as it does for the machine
                         resident += process.memory_full_info().pss
                         times = process.cpu_times()
-                        self.cpu[process.pid] = times.user + times.system
+                        self.cpu[process.pid] = times.user + times.system - (before if process == own else 0.0)
                 except psutil.Error:
                     continue
             self.samples.append((time.perf_counter() - start, resident))
