@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 CORE = (
     *("errors", "elements", "tables", "wyckoff", "grid", "vocabulary", "sequence", "operations", "lattice"),
-    *("cif_reading", "reduction", "cell", "symmetry", "normalizer", "forms", "canonical", "cif", "coordinates", "feasibility"),
+    *("cif_reading", "reduction", "cell", "symmetry", "normalizer", "forms", "canonical", "cif", "coordinates"),
+    "feasibility",
     *("prompts", "choices", "states", "grammar", "automaton", "tokenizer", "constraints", "sampling", "presets"),
     *("samples", "pipeline"),
 )
