@@ -60,19 +60,14 @@ def test_a_supercell_matches_its_primitive_cell(crystals: dict[str, Structure]) 
 def spoil(task: int) -> int:
     """What a task can do: answer, fail, hang, kill its process."""
     import os
-    import time
 
     if task == 3:
         raise ValueError("three")
     if task == 5:
-        while True:
-            time.sleep(0.01)
-    if task == 7 and task_may_kill:
+        return sum(range(10**12))  # in C code, which no alarm interrupts
+    if task == 7:
         os._exit(1)
     return task * task
-
-
-task_may_kill = True
 
 
 def expected(task: int) -> Outcome:

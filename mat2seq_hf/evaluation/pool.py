@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["Outcome", "run"]
+from ..corpora.workers import Worker
+
+__all__ = ["Outcome", "attempt_all", "run"]
 
 _IN_PROCESS = 40  # fewer tasks than this are not worth starting processes for
 
@@ -56,9 +57,9 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _attempt(function: Callable[[Any], Any], task: Any, timeout: float) -> Outcome:
+def _attempt(function: Callable[[Any], Any], task: Any, timeout: float | None) -> Outcome:
     try:
-        with _time_limit(timeout):
+        with nullcontext() if timeout is None else _time_limit(timeout):
             return Outcome(function(task))
     except _TimeUp:
         return Outcome(None, "timeout")
@@ -66,8 +67,18 @@ def _attempt(function: Callable[[Any], Any], task: Any, timeout: float) -> Outco
         return Outcome(None, f"error: {type(error).__name__}: {error}"[:500])
 
 
-def _attempt_all(function: Callable[[Any], Any], tasks: Sequence[Any], timeout: float) -> list[Outcome]:
-    return [_attempt(function, task, timeout) for task in tasks]
+def attempt_all(
+    function: Callable[[Any], Any], tasks: Sequence[Any], doomed: Mapping[int, str], begin: Callable[[int], None]
+) -> list[Outcome]:
+    """Outcomes of a chunk in a :class:`~mat2seq_hf.corpora.workers.Worker`; ``doomed`` tasks hung or killed it."""
+    outcomes = []
+    for index, task in enumerate(tasks):
+        if index in doomed:
+            outcomes.append(Outcome(None, "crash" if doomed[index].startswith("died") else "timeout"))
+        else:
+            begin(index)
+            outcomes.append(_attempt(function, task, None))
+    return outcomes
 
 
 def run(
@@ -87,7 +98,8 @@ def run(
         function: importable by other processes.
         tasks: its arguments; they and the results are pickled.
         processes: how many at once; the results do not depend on it.
-        timeout: seconds for one task.
+        timeout: seconds of processor time for one task; a worker that takes more is killed. A few quick tasks run in
+            this process, where an alarm ends them (as soon as they are in Python code).
         label: beside the progress bar.
         progress: show one.
         heavy: tasks of many seconds each, which are worth processes even if they are few.
@@ -103,7 +115,7 @@ def run(
             if collect is not None:
                 collect(index, outcome)
 
-        if processes == 1 or len(tasks) < (2 if heavy else _IN_PROCESS):
+        if len(tasks) < (2 if heavy else _IN_PROCESS):
             done = []
             for index, task in enumerate(tasks):
                 done.append(_attempt(function, task, timeout))
@@ -122,39 +134,34 @@ def _run_in_processes(
     report: Callable[[int, Outcome], None],
 ) -> list[Outcome]:
     chunks = {first: tasks[first : first + size] for first in range(0, len(tasks), size)}
-    done: dict[int, list[Outcome]] = {}
-    context = multiprocessing.get_context("spawn")  # forking a process that has threads can hang
-    try:
-        with ProcessPoolExecutor(processes, mp_context=context) as pool:
-            waiting = {pool.submit(_attempt_all, function, chunk, timeout): first for first, chunk in chunks.items()}
-            try:
-                for future in as_completed(waiting):
-                    first = waiting[future]
-                    done[first] = future.result()
-                    for place, outcome in enumerate(done[first], start=first):
-                        report(place, outcome)
-            except BaseException:  # interrupted: do not wait for what has not begun
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    except BrokenProcessPool:  # some task killed its process: go on one by one, to learn which
-        for first in [first for first in chunks if first not in done]:
-            done[first] = []
-            for place, outcome in enumerate(_one_by_one(function, chunks[first], timeout), start=first):
-                done[first].append(outcome)
-                report(place, outcome)
-    return [outcome for first in chunks for outcome in done[first]]
+    workers = [Worker(attempt_all, timeout) for _ in range(min(processes, len(chunks)))]
+    idle: SimpleQueue[Worker] = SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
 
-
-def _one_by_one(function: Callable[[Any], Any], tasks: Sequence[Any], timeout: float) -> Iterator[Outcome]:
-    """The same in a process of its own, which is replaced whenever a task kills it."""
-    count = 0
-    while count < len(tasks):
+    def work(first: int) -> list[Outcome]:
+        worker = idle.get()
         try:
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                while count < len(tasks):
-                    outcome = pool.submit(_attempt, function, tasks[count], timeout).result()
-                    count += 1
-                    yield outcome
-        except BrokenProcessPool:
-            count += 1
-            yield Outcome(None, "crash")
+            outcomes: list[Outcome] = worker.run(function, chunks[first])
+            return outcomes
+        finally:
+            idle.put(worker)
+
+    done: dict[int, list[Outcome]] = {}
+    with ThreadPoolExecutor(len(workers)) as pool:
+        waiting = {pool.submit(work, first): first for first in chunks}
+        try:
+            for future in as_completed(waiting):
+                first = waiting[future]
+                done[first] = future.result()
+                for place, outcome in enumerate(done[first], start=first):
+                    report(place, outcome)
+        except BaseException:  # interrupted: do not wait for what has not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.stop()
+            raise
+        finally:
+            for worker in workers:
+                worker.close()
+    return [outcome for first in chunks for outcome in done[first]]
