@@ -84,7 +84,7 @@ def read_structure(cif: str) -> Structure:
     Raises:
         Mat2SeqError: it is no ordered crystal of at most 1,000 atoms with finite numbers.
     """
-    from pymatgen.core import Structure
+    from pymatgen.core import Element, Structure
 
     if len(cif) > _MAX_CHARACTERS:
         raise Mat2SeqError(f"a CIF of {len(cif)} characters; up to {_MAX_CHARACTERS} are read")
@@ -102,7 +102,7 @@ def read_structure(cif: str) -> Structure:
         raise Mat2SeqError("partially occupied sites")
     if not (np.isfinite(structure.lattice.matrix).all() and np.isfinite(structure.frac_coords).all()):
         raise Mat2SeqError("numbers that are not finite")
-    if any(not hasattr(site.specie, "Z") or site.specie.Z > 118 for site in structure):
+    if not all(Element.is_valid_symbol(site.specie.symbol) for site in structure):  # a dummy has a symbol, too
         raise Mat2SeqError("species that are no elements")
     structure.remove_oxidation_states()
     return structure
