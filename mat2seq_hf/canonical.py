@@ -46,13 +46,14 @@ class _Scheme(NamedTuple):
     detector: str
 
 
-def _encode(form: Form, scheme: _Scheme, wide: bool = False) -> Form:
-    """Symmetrise within symprec until group and atom count stand still, then describe.
+def _encode(form: Form, scheme: _Scheme | None, wide: bool) -> Form:
+    """Symmetrise within symprec until group and atom count stand still, then describe; without a scheme describe only.
 
     Averaging over a group can bring out a higher one, so one search is not enough.
     """
     crystal = form_crystal(form)
-    for _ in range(_ROUNDS):
+    for _ in range(_ROUNDS if scheme else 0):
+        assert scheme is not None
         cell = form_cell(form)
         if has_no_more_symmetry(cell, crystal, scheme.symprec):
             break
@@ -86,7 +87,9 @@ def _describe(cell: Cell, scheme: _Scheme) -> tuple[Form, bool]:
     """
     exact, nothing_more = exact_crystal(cell, _TIGHT, scheme.symprec)
     if nothing_more:  # most crystals: symprec finds no more symmetry than is exact
-        form = canonical_form(exact, 1)
+        # Chiral ones are rounded in the way of _settle: at the edge of 2 symprec another description may go there.
+        chiral = is_sohncke(exact.number)
+        form = _encode_evenly(canonical_form(exact, _FINE), None) if chiral else canonical_form(exact, 1)
         if _survives_rounding(form, scheme.symprec):
             return form, True
     settled = _settle(canonical_form(exact, _FINE), scheme)
@@ -125,7 +128,7 @@ def _settle(form: Form, scheme: _Scheme, wide: bool = False) -> Form | None:
     return None
 
 
-def _encode_evenly(form: Form, scheme: _Scheme, wide: bool) -> Form:
+def _encode_evenly(form: Form, scheme: _Scheme | None, wide: bool = False) -> Form:
     """Encode so that the mirror image of a crystal gets the mirror image of its form.
 
     At the edge of the tolerance a detector can decide one way on a crystal and another way on its mirror image. Both
