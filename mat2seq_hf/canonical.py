@@ -52,8 +52,9 @@ def _encode(form: Form, scheme: _Scheme | None, wide: bool) -> Form:
     Averaging over a group can bring out a higher one, so one search is not enough.
     """
     crystal = form_crystal(form)
-    for _ in range(_ROUNDS if scheme else 0):
-        assert scheme is not None
+    if scheme is None:
+        return canonical_form(crystal, 1, wide)
+    for _ in range(_ROUNDS):
         cell = form_cell(form)
         if has_no_more_symmetry(cell, crystal, scheme.symprec):
             break
