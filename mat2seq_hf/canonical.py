@@ -15,7 +15,17 @@ import numpy as np
 from .cell import check_distances, read_cell
 from .elements import ORDER, SYMBOL_OF
 from .errors import CrystalError, DecodeError, SymmetryError
-from .forms import SYMBOL_OF_RANK, Form, axis_order, canonical_form, form_cell, form_crystal, is_fixed, unordered
+from .forms import (
+    SYMBOL_OF_RANK,
+    Form,
+    axis_order,
+    canonical_form,
+    form_cell,
+    form_crystal,
+    is_fixed,
+    mirror_image,
+    unordered,
+)
 from .grid import ANGLE_UNIT, COORDINATE_GRID, LENGTH_UNIT, MAX_LENGTH
 from .lattice import lattice_rule, lattice_vectors, tied_lattice
 from .normalizer import locate
@@ -46,24 +56,23 @@ class _Scheme(NamedTuple):
     detector: str
 
 
-def _encode(form: Form, scheme: _Scheme | None, wide: bool) -> Form:
-    """Symmetrise within symprec until group and atom count stand still, then describe; without a scheme describe only.
+def _encode(form: Form, scheme: _Scheme, wide: bool) -> tuple[Form, bool]:
+    """Symmetrise within symprec until group and atom count stand still, then describe.
 
-    Averaging over a group can bring out a higher one, so one search is not enough.
+    Averaging over a group can bring out a higher one, so one search is not enough. The second value says that a search
+    at twice symprec finds no more.
     """
     crystal = form_crystal(form)
-    if scheme is None:
-        return canonical_form(crystal, 1, wide)
     for _ in range(_ROUNDS):
         cell = form_cell(form)
         if has_no_more_symmetry(cell, crystal, scheme.symprec):
-            break
+            return canonical_form(crystal, 1, wide), True
         before = (crystal.number, crystal.n_atoms)
         crystal = symmetrize(cell, scheme.symprec, scheme.detector)
         if (crystal.number, crystal.n_atoms) == before:
             break
         form = canonical_form(crystal, _FINE, wide)
-    return canonical_form(crystal, 1, wide)
+    return canonical_form(crystal, 1, wide), False
 
 
 def _fixed_point(cell: Cell, scheme: _Scheme) -> Form:
@@ -90,17 +99,17 @@ def _describe(cell: Cell, scheme: _Scheme) -> tuple[Form, bool]:
     if nothing_more:  # most crystals: symprec finds no more symmetry than is exact
         # Chiral ones are rounded in the way of _settle: at the edge of 2 symprec another description may go there.
         chiral = is_sohncke(exact.number)
-        form = _encode_evenly(canonical_form(exact, _FINE), None) if chiral else canonical_form(exact, 1)
+        form = _round_evenly(canonical_form(exact, _FINE)) if chiral else canonical_form(exact, 1)
         if _survives_rounding(form, scheme.symprec):
             return form, True
     settled = _settle(canonical_form(exact, _FINE), scheme)
     if settled is not None:
-        return settled, False
+        return settled
     # Rounding makes ever other bases the shortest, and the lattice would creep away.
     wide = _settle(canonical_form(exact, _FINE, wide=True), scheme, wide=True)
     if wide is None:
         raise SymmetryError("no basis of this lattice survives rounding; try another symprec")
-    return _settle(wide, scheme) or wide, False
+    return _settle(wide[0], scheme) or wide
 
 
 def _survives_rounding(form: Form, symprec: float) -> bool:
@@ -118,18 +127,23 @@ def _survives_rounding(form: Form, symprec: float) -> bool:
     return moved < symprec / 2 or has_no_more_symmetry(form_cell(form), crystal, symprec)
 
 
-def _settle(form: Form, scheme: _Scheme, wide: bool = False) -> Form | None:
-    """The smallest form of the circle in which encoding ends, or None where it does not end soon."""
+def _settle(form: Form, scheme: _Scheme, wide: bool = False) -> tuple[Form, bool] | None:
+    """The form in which encoding ends, the smallest of a circle, or None where it does not end soon.
+
+    The second value is that of :func:`_describe`.
+    """
     seen: list[Form] = []
     for _ in range(_ROUNDS):
-        form = _encode_evenly(form, scheme, wide)
+        form, nothing_more = _encode_evenly(form, scheme, wide)
+        if nothing_more and not wide and _survives_rounding(form, scheme.symprec):
+            return form, True
         if form in seen:
-            return min(seen[seen.index(form) :], key=_key)
+            return min(seen[seen.index(form) :], key=_key), False
         seen.append(form)
     return None
 
 
-def _encode_evenly(form: Form, scheme: _Scheme | None, wide: bool = False) -> Form:
+def _encode_evenly(form: Form, scheme: _Scheme, wide: bool) -> tuple[Form, bool]:
     """Encode so that the mirror image of a crystal gets the mirror image of its form.
 
     At the edge of the tolerance a detector can decide one way on a crystal and another way on its mirror image. Both
@@ -137,24 +151,39 @@ def _encode_evenly(form: Form, scheme: _Scheme | None, wide: bool = False) -> Fo
     """
     if not is_sohncke(form.number):
         return _encode(form, scheme, wide)
-    # On the fine grid: rounding here, too, would make circles of two forms look like fixed points.
-    pair = _renewed(form, 1, _FINE, wide), _renewed(form, -1, _FINE, wide)
+    pair = _pair(form, wide)
     encoded = [_encode(member, scheme, wide) for member in pair]
-    achiral = [candidate for candidate in encoded if not is_sohncke(candidate.number)]
+    achiral = [found for found in encoded if not is_sohncke(found[0].number)]
     if achiral:
-        return min(achiral, key=lambda candidate: (_asymmetry(candidate), _key(candidate)))
-    best = min((0, 1), key=lambda member: (_asymmetry(encoded[member]), _key(pair[member])))
-    return _renewed(encoded[best], -1 if best else 1, 1, wide)
+        return min(achiral, key=lambda found: (_asymmetry(found[0]), _key(found[0])))
+    best = min((0, 1), key=lambda member: (_asymmetry(encoded[member][0]), _key(pair[member])))
+    return _of_hand(encoded[best][0], best, wide), encoded[0][1] and encoded[1][1]
 
 
-def _renewed(form: Form, hand: int, factor: int, wide: bool) -> Form:
-    """The crystal of a form (``hand`` 1) or its mirror image (-1) described anew.
+def _round_evenly(form: Form) -> Form:
+    """Round a form of the fine grid as :func:`_encode_evenly` does where there is no more symmetry to be found."""
+    pair = _pair(form, wide=False)
+    best = min((0, 1), key=lambda member: _key(pair[member]))
+    return _of_hand(canonical_form(form_crystal(pair[best]), 1), best, wide=False)
 
-    From its atoms, because rounding may have brought out symmetry that the form does not state.
+
+def _pair(form: Form, wide: bool) -> tuple[Form, Form]:
+    """A chiral crystal and its mirror image on the fine grid.
+
+    Rounding to the grid of the text may have brought out symmetry that a form does not state: it is searched anew
+    from the atoms. (Rounding the pair to that grid would make circles of two forms look like fixed points.)
     """
-    cell = form_cell(form)
-    image = primitive_cell(Cell(cell.lattice, hand * cell.positions, cell.numbers, cell.labels), _TIGHT)
-    return canonical_form(exact_crystal(image, _TIGHT, _TIGHT)[0], factor, wide)
+    if form.factor != _FINE:
+        cell = primitive_cell(form_cell(form), _TIGHT)
+        form = canonical_form(exact_crystal(cell, _TIGHT, _TIGHT)[0], _FINE, wide)
+    if not is_sohncke(form.number):
+        return form, form
+    return form, canonical_form(mirror_image(form_crystal(form)), _FINE, wide)
+
+
+def _of_hand(form: Form, member: int, wide: bool) -> Form:
+    """A form of member 0 or 1 of a pair as one of member 0."""
+    return canonical_form(mirror_image(form_crystal(form)), 1, wide) if member else form
 
 
 def _asymmetry(form: Form) -> tuple[int, int]:

@@ -7,7 +7,7 @@ taken. The set of descriptions depends on the crystal alone, so its minimum does
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -22,6 +22,7 @@ from .operations import (
     expand_orbit,
     expand_primitive,
     group_operations,
+    inverted_group,
     points_per_primitive,
     polar_axes,
     primitive_basis,
@@ -38,6 +39,7 @@ __all__ = [
     "form_cell",
     "form_crystal",
     "is_fixed",
+    "mirror_image",
     "unordered",
 ]
 
@@ -333,3 +335,13 @@ def form_crystal(form: Form) -> StandardCrystal:
         np.array([positions[letter].multiplicity for _, letter, _ in form.sites]),
         0.0,
     )
+
+
+def mirror_image(crystal: StandardCrystal) -> StandardCrystal:
+    """The mirror image of a crystal in a Sohncke group, in the standard setting of its own group.
+
+    Raises:
+        ValueError: the group has improper operations.
+    """
+    number, shift = inverted_group(crystal.number)
+    return replace(crystal, number=number, points=shift / 24.0 - crystal.points)

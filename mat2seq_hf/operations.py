@@ -21,6 +21,7 @@ __all__ = [
     "expand_orbit",
     "expand_primitive",
     "group_operations",
+    "inverted_group",
     "is_sohncke",
     "points_per_primitive",
     "polar_axes",
@@ -94,6 +95,31 @@ def is_sohncke(number: int) -> bool:
     """Whether a group has proper operations only (65 of 230 have): its crystals differ from their mirror images."""
     rotations, _ = group_operations(number)
     return bool((np.linalg.det(rotations) > 0).all())
+
+
+@lru_cache(maxsize=65)
+def inverted_group(number: int) -> tuple[int, Integers]:
+    """The group that a Sohncke group becomes under ``x -> s - x``, and s.
+
+    It is the group itself or, for 11 pairs such as P4_1 and P4_3, its enantiomorph. Found by comparing operations.
+
+    Returns:
+        number of the group, and s in units of 1/24, shape (3,).
+
+    Raises:
+        ValueError: the group has improper operations.
+    """
+    rotations, translations = group_operations(number)
+    for other in (number, number + 1, number - 1, number + 2, number - 2, number + 4, number - 4):
+        if not (1 <= other <= 230 and is_sohncke(number) and is_sohncke(other)):
+            continue
+        wanted = {(r.tobytes(), t.tobytes()) for r, t in zip(*group_operations(other), strict=True)}
+        for steps in np.ndindex(4, 4, 4):
+            shift = 6 * np.array(steps, dtype=np.int64)
+            moved = (shift - rotations @ shift - translations) % 24
+            if {(r.tobytes(), t.tobytes()) for r, t in zip(rotations, moved, strict=True)} == wanted:
+                return other, _frozen(shift)
+    raise ValueError(f"space group {number} is not a Sohncke group: its crystals are their own mirror images")
 
 
 def crystal_system(number: int) -> str:

@@ -1,22 +1,18 @@
-"""One dataclass is the configuration, the command line and the recipe format."""
+"""One dataclass is the configuration and the command line; a recipe is a YAML file of its fields."""
 
 from __future__ import annotations
 
 import importlib.util
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..errors import Mat2SeqError
+from .recipes import load_recipe
 
-__all__ = ["RECIPES", "TrainConfig", "parse_config"]
-
-RECIPES = Path(__file__).parent / "recipes"
+__all__ = ["TrainConfig", "parse_config"]
 
 
 @dataclass
@@ -27,13 +23,26 @@ class TrainConfig(TrainingArguments):
     """
 
     recipe: str | None = field(
-        default=None, metadata={"help": "name of a recipe in mat2seq_hf/training/recipes, or path of a YAML file"}
+        default=None, metadata={"help": "name of a recipe, such as mp_20_small or finetune, or path of a YAML file"}
     )
-    train_data: str | None = field(default=None, metadata={"help": "folder of prepared shards to train on"})
-    eval_data: str | None = field(default=None, metadata={"help": "folder of prepared shards to validate on"})
+    train_data: str | None = field(
+        default=None, metadata={"help": "crystals to train on: a folder of `mat2seq prepare`, or anything it reads"}
+    )
+    eval_data: str | None = field(
+        default=None, metadata={"help": "crystals to validate on; default: a random tenth of the training crystals"}
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "read shards while training, for corpora larger than the memory"}
+    )
+    group_crystals: int = field(
+        default=200_000, metadata={"help": "crystals of the shards that are in memory together when streaming"}
+    )
     model_size: str = field(default="tiny", metadata={"help": "preset of gpt2_config: tiny, small or large"})
-    init_from: str | None = field(default=None, metadata={"help": "checkpoint to fine-tune; default: random weights"})
-    dropout: float = field(default=0.0, metadata={"help": "dropout of a new model; 0 is best for few epochs"})
+    init_from: str | None = field(
+        default=None,
+        metadata={"help": "checkpoint to fine-tune, or `shipped`; default: random weights"},
+    )
+    dropout: float = field(default=0.0, metadata={"help": "dropout; 0 is best for few epochs"})
     prefix_fields: list[str] = field(
         default_factory=list,
         metadata={"help": "fields that stand before the formula, such as space_group band_gap; default: none"},
@@ -43,10 +52,17 @@ class TrainConfig(TrainingArguments):
     )
     loss_on: str = field(default="all", metadata={"help": "all, or completion: only what follows the formula"})
     symprec: float = field(default=0.01, metadata={"help": "angstrom; the data must have been prepared with it"})
-    batching: str = field(default="bucketed", metadata={"help": "bucketed (CPU) or packed (fixed shapes, GPU)"})
+    batching: str = field(
+        default="auto", metadata={"help": "bucketed, packed (fixed shapes), or auto: packed on a GPU, else bucketed"}
+    )
     batch_tokens: int = field(default=2048, metadata={"help": "tokens of a micro-batch on each device"})
     row_length: int = field(default=512, metadata={"help": "tokens of a packed row; longer crystals are left out"})
     eval_crystals: int = field(default=1000, metadata={"help": "random crystals for validation during the run"})
+    sample_formulas: int = field(
+        default=0, metadata={"help": "validation formulas of which a crystal is drawn and checked at each evaluation"}
+    )
+    sample_temperature: float = field(default=0.5, metadata={"help": "temperature of these samples"})
+    sample_top_k: int = field(default=10, metadata={"help": "top-k of these samples"})
     time_budget_minutes: float | None = field(
         default=None,
         metadata={"help": "stop after so many minutes of training; the learning rate follows the share of time used"},
@@ -79,41 +95,45 @@ class TrainConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if self.report_to == "auto":
             self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
-        if torch.cuda.is_available() and not self.use_cpu and not self.fp16:
-            self.bf16 = True
+        on_gpu = torch.cuda.is_available() and not self.use_cpu
+        self.bf16 = self.bf16 or (on_gpu and not self.fp16)
+        self.torch_compile = self.torch_compile and on_gpu  # recipes ask for it; on a CPU it does not pay
+        if self.batching == "auto":
+            self.batching = "packed" if on_gpu else "bucketed"
         super().__post_init__()  # type: ignore[no-untyped-call]
 
 
-def _recipe_path(recipe: str) -> Path:
-    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-        raise Mat2SeqError(f"no recipe {recipe!r}: give a YAML file or one of {known}")
-    return path
+def _recipe_of(arguments: Sequence[str]) -> str | None:
+    for place, argument in enumerate(arguments):
+        if argument == "--recipe" and place + 1 < len(arguments):
+            return arguments[place + 1]
+        if argument.startswith("--recipe="):
+            return argument.removeprefix("--recipe=")
+    return None
 
 
 def parse_config(arguments: Sequence[str]) -> TrainConfig:
     """Configuration from command-line arguments over a recipe over the defaults.
 
     Raises:
-        Mat2SeqError: unknown recipe, a field that does not exist, or no training and validation data.
+        Mat2SeqError: unknown recipe, a field that does not exist, or nothing to train on.
 
     Example:
-        >>> config = parse_config(["--recipe", "mp_20_tiny", "--train_data", "a", "--eval_data", "b"])
+        >>> config = parse_config(["--recipe", "mp_20_tiny", "--train_data", "a"])
         >>> config.model_size
         'tiny'
     """
     parser = HfArgumentParser(TrainConfig)  # type: ignore[arg-type]
-    known = {action.dest for action in parser._actions}
-    recipe = next((b for a, b in itertools.pairwise(arguments) if a == "--recipe"), None)
+    recipe = _recipe_of(arguments)
     if recipe is not None:
-        fields = yaml.safe_load(_recipe_path(recipe).read_text(encoding="utf-8")) or {}
-        if unknown := sorted(set(fields) - known):
+        fields = load_recipe(recipe)
+        if unknown := sorted(set(fields) - {action.dest for action in parser._actions}):
             raise Mat2SeqError(f"recipe {recipe!r} has fields that do not exist: {', '.join(unknown)}")
         parser.set_defaults(**fields)
     (config,) = parser.parse_args_into_dataclasses(args=list(arguments))
     assert isinstance(config, TrainConfig)
-    missing = [name for name in ("train_data", "eval_data") if getattr(config, name) is None]
-    if missing:
-        raise Mat2SeqError(f"--{' and --'.join(missing)} missing: folders written by `mat2seq prepare`")
+    if config.train_data is None:
+        raise Mat2SeqError(
+            "--train_data missing: a folder written by `mat2seq prepare`, or crystals (a folder of CIFs, a table ...)"
+        )
     return config
