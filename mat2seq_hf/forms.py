@@ -87,6 +87,8 @@ def _orbit_images(crystal: StandardCrystal) -> Floats:
 
 def _orbit_letters(crystal: StandardCrystal, images: Floats) -> Integers:
     """Index of each orbit's Wyckoff letter, shape (k,)."""
+    if crystal.letters is not None:
+        return crystal.letters
     letters = np.full(len(images), -1)
     for index, position in enumerate(wyckoff_positions(crystal.number)):
         (open_orbits,) = np.nonzero((crystal.multiplicities == position.multiplicity) & (letters < 0))
@@ -223,7 +225,7 @@ def _smallest_description(keys: Integers, coords: Integers, lattices: list[tuple
     rows = _ahead(keys, coords) if keys.size > _MANY else np.arange(len(keys))
     coords = coords[rows]
     order = np.lexsort((coords[..., 2], coords[..., 1], coords[..., 0], keys[rows]), axis=-1)
-    ordered = np.take_along_axis(coords, order[:, :, None], axis=1)
+    ordered = coords[np.arange(len(rows))[:, None], order]
     # Bytes of big-endian integers compare as the lists of integers do.
     size = 8 * ordered[0].size
     blob = ordered.astype(">i8").tobytes()
@@ -333,6 +335,7 @@ def form_crystal(form: Form) -> StandardCrystal:
         np.array([unordered(form.number, coords) for _, _, coords in form.sites]) / grid,
         np.array([ATOMIC_NUMBERS[SYMBOL_OF_RANK[rank]] for rank, _, _ in form.sites]),
         np.array([positions[letter].multiplicity for _, letter, _ in form.sites]),
+        np.array([letter for _, letter, _ in form.sites]),
         0.0,
     )
 
@@ -344,4 +347,4 @@ def mirror_image(crystal: StandardCrystal) -> StandardCrystal:
         ValueError: the group has improper operations.
     """
     number, shift = inverted_group(crystal.number)
-    return replace(crystal, number=number, points=shift / 24.0 - crystal.points)
+    return replace(crystal, number=number, points=shift / 24.0 - crystal.points, letters=None)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DecodeError
-from .grid import ANGLE_UNIT, LENGTH_UNIT, quantize
+from .grid import ANGLE_UNIT, LENGTH_UNIT, ROUNDING
 
 __all__ = ["lattice_integers", "lattice_rule", "lattice_vectors", "tied_lattice"]
 
@@ -52,11 +54,14 @@ def lattice_rule(number: int) -> str:
 
 def lattice_integers(number: int, metric: Floats, factor: int = 1) -> tuple[int, ...]:
     """a, b, c, alpha, beta, gamma of a metric tensor (square angstrom) as integers, ties exact."""
-    lengths = np.sqrt(np.diag(metric))
-    cosines = np.array([metric[i, j] / (lengths[i] * lengths[j]) for i, j in _PAIRS])
-    degrees = np.degrees(np.arccos(np.clip(cosines, -1.0, 1.0)))
-    values = (*quantize(lengths, LENGTH_UNIT / factor).tolist(), *quantize(degrees, ANGLE_UNIT / factor).tolist())
-    return tied_lattice(number, values, factor)
+    # Plain floats: six numbers are too few for arrays to pay.
+    rows = metric.tolist()
+    lengths = [math.sqrt(rows[axis][axis]) for axis in range(3)]
+    values = [math.floor(length / (LENGTH_UNIT / factor) + ROUNDING) for length in lengths]
+    for i, j in _PAIRS if number < 16 else ():
+        cosine = min(1.0, max(-1.0, rows[i][j] / (lengths[i] * lengths[j])))
+        values.append(math.floor(math.degrees(math.acos(cosine)) / (ANGLE_UNIT / factor) + ROUNDING))
+    return tied_lattice(number, (*values, 0, 0, 0)[:6], factor)
 
 
 def lattice_vectors(lattice: tuple[float, ...]) -> Floats:

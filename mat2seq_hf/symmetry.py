@@ -59,6 +59,7 @@ class StandardCrystal:
         points: one representative of each orbit, fractional coordinates, shape (k, 3).
         numbers: atomic number of each orbit, shape (k,).
         multiplicities: points of each orbit in the conventional cell, shape (k,).
+        letters: index of each orbit's Wyckoff letter, shape (k,), where it is known already.
         spread: how far the crystal was from exact symmetry, angstrom: how far symmetrising moved an atom against the
             others or stretched a cell vector.
     """
@@ -68,6 +69,7 @@ class StandardCrystal:
     points: Floats
     numbers: Integers
     multiplicities: Integers
+    letters: Integers | None
     spread: float
 
     @property
@@ -164,15 +166,15 @@ def _averaged_orbits(
     None where the operations do not carry the orbits onto themselves within ``reach`` (angstrom).
     """
     rotations, inverses, translations, _ = _averaging(number)
-    _, firsts = np.unique(orbits, return_index=True)
+    names = orbits.tolist()
+    firsts = np.array([names.index(name) for name in sorted(set(names))])
     images = cell.positions[firsts] @ rotations.transpose(0, 2, 1) + translations[:, None, :]  # (g, k, 3)
     differences = images[:, :, None, :] - cell.positions
     differences -= np.rint(differences)
     squares = ((differences @ cell.lattice) ** 2).sum(axis=3)
     squares[:, cell.numbers[firsts][:, None] != cell.numbers] = np.inf
     nearest = squares.argmin(axis=2)
-    misfit = np.take_along_axis(squares, nearest[:, :, None], axis=2).max()
-    if misfit > reach**2:
+    if squares.min(axis=2).max() > reach**2:
         return None
     n, k = len(cell), len(firsts)
     visits = np.bincount((nearest + n * np.arange(k)).ravel(), minlength=k * n).reshape(k, n)
@@ -181,7 +183,7 @@ def _averaged_orbits(
     if (visits * sizes[:, None] != len(rotations))[reached].any() or (reached.sum(axis=0) != 1).any():
         return None
     # g x_i - x_j, carried back by the rotation of g: how far atom j says that atom i is from its perfect place
-    rest = np.take_along_axis(differences, nearest[:, :, None, None], axis=2)[:, :, 0, :]
+    rest = differences[np.arange(len(rotations))[:, None], np.arange(k), nearest]
     offsets = (rest[:, :, None, :] @ inverses.transpose(0, 2, 1)[:, None])[:, :, 0, :]
     mean = offsets.mean(axis=0)
     # What is left of atom j's own offset; the detector's origin moves all atoms alike, and that does not count.
@@ -212,7 +214,7 @@ def _standardize(cell: Cell, found: _Finding, reach: float) -> StandardCrystal |
     lengths = np.sqrt(np.diag(metric))
     strain = np.abs(metric - raw) / (lengths[:, None] + lengths)
     return StandardCrystal(
-        number, metric, points @ primitive, cell.numbers[firsts], sizes * count, max(spread, float(strain.max()))
+        number, metric, points @ primitive, cell.numbers[firsts], sizes * count, None, max(spread, float(strain.max()))
     )
 
 
