@@ -1,10 +1,14 @@
 """Which temperature and top-k match most crystals of a validation set: for one sample, for many, for the likeliest.
 
-All samples are drawn once for each setting and serve all three questions: the mean over samples is the rate of one
-sample, "any" is the rate at which at least one of them matches, and "likeliest" takes the sample of highest
-log-probability. Killed, the same command goes on. With --write the best settings go into the generation_config.json of
-a model folder: temperature and top_k for one sample, and under "mat2seq" those for many, which the pipeline takes where
-at least half as many samples are asked for.
+All samples are drawn once for each setting and serve all questions: the mean over samples is the rate of one sample,
+"any" is the rate at which at least one of them matches, and "likeliest of k" takes the sample of highest
+log-probability among k. Every setting is tried on the first crystals; those that are best at one of the questions go on
+to all of them. Settings are compared crystal by crystal with the same random numbers, so that what the crystals have in
+common does not blur the difference. Killed, the same command goes on.
+
+With --write the best settings go into the generation_config.json of a model folder: temperature and top_k for one
+sample, and under "mat2seq" those for many, which the pipeline takes where at least half as many samples are asked for,
+and those for the likeliest, which it takes where candidates are asked for.
 
     python scripts/search_sampling.py --data mp_20/val.parquet --output runs/search
     python scripts/search_sampling.py --data mp_20/val.parquet --output runs/search --model my-model --write my-model
@@ -20,6 +24,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+Setting = tuple[float, int]  # temperature and top-k
+Table = dict[Setting, dict[str, dict[str, float]]]  # setting, question, crystal: share of tries that match
+
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
@@ -28,10 +35,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--data", type=Path, required=True, help="parquet with the columns material_id and cif; never a test set")
     add("--output", type=Path, required=True, help="folder for the samples and search.json")
     add("--model", help="model folder (default: the model in the package)")
-    add("--crystals", type=int, default=100, help="random crystals (default: 100)")
+    add("--crystals", type=int, default=300, help="random crystals for the best settings (default: 300)")
+    add("--first", type=int, default=100, help="how many of them every setting is tried on (default: 100)")
+    add("--finalists", type=int, default=2, help="best settings at each question that go on (default: 2)")
     add("--samples", type=int, default=20, help="samples of each (default: 20)")
-    add("--temperatures", type=float, nargs="+", default=[0.3, 0.5, 0.7, 1.0])
-    add("--top-ks", type=int, nargs="+", default=[5, 10, 20])
+    add("--temperatures", type=float, nargs="+", default=[0.1, 0.3, 0.5, 0.7, 0.9, 1.1])
+    add("--top-ks", type=int, nargs="+", default=[10, 40])
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=1)
     add("--write", type=Path, metavar="FOLDER", help="model folder whose generation_config.json gets the best settings")
@@ -77,69 +86,132 @@ def matches(folder: Path, asked: list[Any], truths: dict[str, Any]) -> list[dict
         rms = None
         if row["finished"]:
             rms = matcher.get_rms_dist(truths[row["prompt_id"]], Structure.from_str(row["cif"], fmt="cif"))
-        rows.append({"id": row["prompt_id"], "match": rms is not None, "log_prob": row["log_prob"]})
+        kept = {name: row[name] for name in ("log_prob", "finished")}
+        rows.append({"id": row["prompt_id"], "match": rms is not None, **kept})
     remembered.write_text(json.dumps(rows), encoding="utf-8")
     return rows
 
 
-def rates(rows: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """Match rates and their standard errors over crystals."""
+def outcomes(rows: list[dict[str, Any]], samples: int) -> dict[str, dict[str, float]]:
+    """For each question and crystal the share of tries that match."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["id"], []).append(row)
-    values = {
-        "one": [sum(row["match"] for row in group) / len(group) for group in groups.values()],
-        "any": [float(any(row["match"] for row in group)) for group in groups.values()],
-        "likeliest": [float(max(group, key=lambda row: row["log_prob"])["match"]) for group in groups.values()],
+    found: dict[str, dict[str, float]] = {
+        "one": {name: sum(row["match"] for row in group) / len(group) for name, group in groups.items()},
+        "any": {name: float(any(row["match"] for row in group)) for name, group in groups.items()},
     }
-    found = {}
-    for name, list_ in values.items():
-        mean = sum(list_) / len(list_)
-        variance = sum((value - mean) ** 2 for value in list_) / max(len(list_) - 1, 1)
-        found[name] = (mean, (variance / len(list_)) ** 0.5)
+    for k in sorted({min(5, samples), samples}):
+        found[f"likeliest of {k}"] = {name: likeliest(group, k) for name, group in groups.items()}
     return found
+
+
+def likeliest(group: list[dict[str, Any]], k: int) -> float:
+    """Share of matches among the likeliest samples of every k in turn."""
+    parts = [group[start : start + k] for start in range(0, len(group) - k + 1, k)]
+    best = [max(part, key=lambda row: (row["finished"], row["log_prob"])) for part in parts]
+    return float(sum(row["match"] for row in best) / len(best))
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Mean over crystals, and its standard error."""
+    mean = sum(values) / len(values)
+    variance = sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)
+    return mean, (variance / len(values)) ** 0.5
+
+
+def best_settings(table: Table, question: str, count: int) -> list[Setting]:
+    """The settings of highest rate, the best first."""
+    ranked = sorted(table, key=lambda setting: -mean_and_error([*table[setting][question].values()])[0])
+    return ranked[:count]
+
+
+def report(table: Table, questions: list[str]) -> None:
+    """Print rates, and how far each setting is from the best one on the same crystals."""
+    width = max(map(len, questions)) + 4
+    for title, against in (
+        ("match rate in percent, with its standard error", False),
+        ("difference from the best", True),
+    ):
+        print(f"\n{title}\n  temperature  top-k " + "".join(f"{question:>{width}s}" for question in questions))
+        for setting, found in table.items():
+            cells = []
+            for question in questions:
+                values = found[question]
+                best = table[best_settings(table, question, 1)[0]][question]
+                mean, error = mean_and_error([value - against * best[name] for name, value in values.items()])
+                cells.append(f"{100 * mean:{width - 9}.1f} +- {100 * error:4.1f} ")
+            print(f"  {setting[0]:11g}  {setting[1]:5d} " + "".join(cells))
 
 
 def write_settings(folder: Path, best: dict[str, dict[str, Any]], samples: int) -> None:
     """Enter the best settings in a model's generation_config.json."""
     path = folder / "generation_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config |= {"do_sample": True, **best["one"], "mat2seq": {"samples": samples, **best["any"]}}
+    likeliest_of_all = {"num_candidates": samples, **best[f"likeliest of {samples}"]}
+    many = {"samples": samples, **best["any"], "likeliest": likeliest_of_all}
+    config |= {"do_sample": True, **best["one"], "mat2seq": many}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def try_setting(pipe: Any, asked: list[Any], truths: dict[str, Any], setting: Setting, folder: Path, o: Any) -> Any:
+    """Outcomes of one setting on some crystals."""
+    from tqdm import tqdm
+
+    from mat2seq_hf.generation import Job, run_job
+
+    job = Job(o.samples, seed=o.seed, rows=256, settings=(("temperature", setting[0]), ("top_k", setting[1])))
+    with tqdm(total=len(asked), unit="crystal", desc=str(folder.relative_to(o.output)), file=sys.stderr) as bar:
+        for count in run_job(pipe, asked, job, folder, model=o.model or "the model in the package"):
+            bar.update(count)
+    return outcomes(matches(folder, asked, truths), o.samples)
+
+
+def search(pipe: Any, options: argparse.Namespace) -> tuple[Table, Table]:
+    """Outcomes of all settings on the first crystals, and of the best ones on all crystals."""
+    asked, truths = load_truths(options)
+    some, rest = asked[: options.first], asked[options.first :]
+    first: Table = {}
+    for setting in product(options.temperatures, options.top_ks):
+        folder = options.output / f"temperature_{setting[0]:g}_top_k_{setting[1]}"
+        first[setting] = try_setting(pipe, some, truths, setting, folder / "first", options)
+    questions = [*next(iter(first.values()))]
+    go_on = [s for s in first if any(s in best_settings(first, q, options.finalists) for q in questions)]
+    final: Table = {}
+    for setting in go_on:
+        folder = options.output / f"temperature_{setting[0]:g}_top_k_{setting[1]}"
+        more = try_setting(pipe, rest, truths, setting, folder / "rest", options) if rest else {}
+        final[setting] = {question: {**first[setting][question], **more.get(question, {})} for question in questions}
+    return first, final
 
 
 def main() -> int:
     """Sample, match, choose."""
     import torch
-    from tqdm import tqdm
 
-    from mat2seq_hf.generation import Job, load_pipeline, run_job
+    from mat2seq_hf.generation import load_pipeline
 
     options = parse_arguments()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
-    asked, truths = load_truths(options)
-    pipe = load_pipeline(options.model)
+    first, final = search(load_pipeline(options.model), options)
+    questions = [*next(iter(first.values()))]
+    best = {q: dict(zip(("temperature", "top_k"), best_settings(final, q, 1)[0], strict=True)) for q in questions}
     model = options.model or "the model in the package"
-    table = []
-    for temperature, top_k in product(options.temperatures, options.top_ks):
-        settings = {"temperature": temperature, "top_k": top_k}
-        folder = options.output / f"temperature_{temperature:g}_top_k_{top_k}"
-        job = Job(options.samples, seed=options.seed, settings=tuple(settings.items()))
-        with tqdm(total=len(asked), unit="crystal", desc=f"{settings}", file=sys.stderr) as bar:
-            for count in run_job(pipe, asked, job, folder, model=model):
-                bar.update(count)
-        table.append((settings, rates(matches(folder, asked, truths))))
-    print(f"{len(asked)} random crystals of {options.data.name}, {options.samples} samples each, {model}")
-    print(f"  temperature  top-k      one sample       any of {options.samples:<3d}   likeliest of {options.samples}")
-    for settings, found in table:
-        cells = "   ".join(f"{100 * mean:6.2f} +- {100 * error:4.2f}" for mean, error in found.values())
-        print(f"  {settings['temperature']:11g}  {settings['top_k']:5d}   {cells}")
-    best = {name: max(table, key=lambda entry: entry[1][name][0])[0] for name in ("one", "any", "likeliest")}
+    record: dict[str, Any] = {"data": options.data.name, "samples": options.samples, "seed": options.seed}
+    record |= {"model": model, "best": best}
+    for name, table in (("first", first), ("all", final)):
+        count = len(next(iter(table.values()))["one"])
+        print(f"\n{count} random crystals of {options.data.name}, {options.samples} samples of each, {model}")
+        report(table, questions)
+        record[name] = [
+            {"temperature": t, "top_k": k, "crystals": count}
+            | {q: mean_and_error([*values.values()]) for q, values in found.items()}
+            for (t, k), found in table.items()
+        ]
+    print()
     for name, settings in best.items():
         print(f"best for {name}: {settings}")
-    record = {"data": options.data.name, "crystals": len(asked), "samples": options.samples, "seed": options.seed}
-    record |= {"model": model, "best": best, "table": [{**s, **found} for s, found in table]}
     (options.output / "search.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if options.write:
         write_settings(options.write, best, options.samples)
