@@ -157,14 +157,18 @@ def _encode_evenly(form: Form, scheme: _Scheme, wide: bool) -> tuple[Form, bool]
     if achiral:
         return min(achiral, key=lambda found: (_asymmetry(found[0]), _key(found[0])))
     best = min((0, 1), key=lambda member: (_asymmetry(encoded[member][0]), _key(pair[member])))
-    return _of_hand(encoded[best][0], best, wide), encoded[0][1] and encoded[1][1]
+    crystal = form_crystal(encoded[best][0])
+    # Described anew for both hands: what rounding made of one of them, its mirror image must get, too.
+    form = canonical_form(mirror_image(crystal) if best else crystal, 1, wide)
+    return form, encoded[0][1] and encoded[1][1]
 
 
 def _round_evenly(form: Form) -> Form:
     """Round a form of the fine grid as :func:`_encode_evenly` does where there is no more symmetry to be found."""
     pair = _pair(form, wide=False)
     best = min((0, 1), key=lambda member: _key(pair[member]))
-    return _of_hand(canonical_form(form_crystal(pair[best]), 1), best, wide=False)
+    rounded = canonical_form(form_crystal(pair[best]), 1)
+    return canonical_form(mirror_image(form_crystal(rounded)), 1) if best else rounded
 
 
 def _pair(form: Form, wide: bool) -> tuple[Form, Form]:
@@ -179,11 +183,6 @@ def _pair(form: Form, wide: bool) -> tuple[Form, Form]:
     if not is_sohncke(form.number):
         return form, form
     return form, canonical_form(mirror_image(form_crystal(form)), _FINE, wide)
-
-
-def _of_hand(form: Form, member: int, wide: bool) -> Form:
-    """A form of member 0 or 1 of a pair as one of member 0."""
-    return canonical_form(mirror_image(form_crystal(form)), 1, wide) if member else form
 
 
 def _asymmetry(form: Form) -> tuple[int, int]:
