@@ -15,6 +15,7 @@ import pytest
 import spglib
 from numpy.typing import NDArray
 
+from mat2seq_hf.operations import inverted_group, is_sohncke
 from mat2seq_hf.tables import ROWS
 from mat2seq_hf.wyckoff import LETTERS, SYMBOLS, WyckoffPosition, wyckoff_positions
 
@@ -153,3 +154,32 @@ def test_spglib_reports_the_letters_of_the_table(number: int) -> None:
     frame = points @ found.transformation_matrix.T + found.origin_shift
     for index in np.unique(species, return_index=True)[1]:
         assert found.wyckoffs[index] == letter_by_table(number, frame[index]), f"atom {index} at {points[index]}"
+
+
+SOHNCKE = [number for number in GROUPS if is_sohncke(number)]
+
+
+def test_65_groups_have_proper_operations_only() -> None:
+    assert len(SOHNCKE) == 65
+    with pytest.raises(ValueError, match="space group 2 is not a Sohncke group"):
+        inverted_group(2)
+
+
+@pytest.mark.parametrize("number", SOHNCKE)
+def test_inversion_makes_each_sohncke_group_itself_or_its_enantiomorph(number: int) -> None:
+    other, shift = inverted_group(number)
+    assert inverted_group(other)[0] == number
+    point = np.array([0.1234, 0.3571, 0.7193])
+    theirs = shift / 24.0 - images(number, point)
+    ours = images(other, shift / 24.0 - point)
+    assert len(theirs) == len(ours)
+    assert all(distance(ours - image).min() < 1e-6 for image in theirs)
+
+
+def test_11_pairs_of_groups_are_enantiomorphic() -> None:
+    pairs = {tuple(sorted((number, inverted_group(number)[0]))) for number in SOHNCKE}
+    assert len(pairs) == 65 - 11
+    assert {pair for pair in pairs if pair[0] != pair[1]} == {
+        (76, 78), (91, 95), (92, 96), (144, 145), (151, 153), (152, 154),
+        (169, 170), (171, 172), (178, 179), (180, 181), (212, 213),
+    }  # fmt: skip
