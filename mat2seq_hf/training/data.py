@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +18,54 @@ from torch.utils.data import Dataset
 
 from ..corpora.schema import METADATA_KEY, shard_paths
 from ..errors import Mat2SeqError, SchemeMismatchError
-from ..vocabulary import PAD, TOKEN_IDS, TOKENS
+from ..vocabulary import BOS, EOS, PAD, TOKEN_IDS, TOKENS, tokenize
 from .packing import BatchPlan
 from .prefixes import FieldTokens, PrefixDraw, check_fields, field_tokens
 
-__all__ = ["IGNORED", "LOSSES", "Examples", "MicroBatches", "TokenCorpus", "load_corpus", "make_batch"]
+__all__ = [
+    "IGNORED",
+    "LOSSES",
+    "CorpusFacts",
+    "EvenBatches",
+    "Examples",
+    "MicroBatches",
+    "TokenCorpus",
+    "load_corpus",
+    "load_shards",
+    "make_batch",
+]
 
 IGNORED = -100  # label of a token that has no loss
 #: What has a loss: everything after prefix fields, or only what follows the formula.
 LOSSES = ("all", "completion")
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    """What a run record says of a corpus.
+
+    Attributes:
+        fingerprint: hash of all tokens and lengths: equal for equal data.
+        crystals, tokens: how many.
+        too_long: crystals that were left out because they have more tokens than the model has positions.
+        counts: how often each token is predicted, shape (vocabulary,).
+    """
+
+    fingerprint: str
+    crystals: int
+    tokens: int
+    too_long: int
+    counts: NDArray[np.int64]
+
+    def __add__(self, other: CorpusFacts) -> CorpusFacts:
+        both = f"{self.fingerprint} {other.fingerprint}"
+        return CorpusFacts(
+            hashlib.sha256(both.encode()).hexdigest()[:16],
+            self.crystals + other.crystals,
+            self.tokens + other.tokens,
+            self.too_long + other.too_long,
+            self.counts + other.counts,
+        )
 
 
 @dataclass(frozen=True)
@@ -60,11 +100,13 @@ class TokenCorpus:
         return np.diff(self.offsets)
 
     @property
-    def fingerprint(self) -> str:
-        """Hash of all tokens and lengths: equal for equal data."""
+    def facts(self) -> CorpusFacts:
+        """Size, counts and fingerprint."""
         digest = hashlib.sha256(self.ids.tobytes())
         digest.update(self.offsets.tobytes())
-        return digest.hexdigest()[:16]
+        counts = np.bincount(self.ids, minlength=len(TOKENS))
+        counts -= np.bincount(self.ids[self.offsets[:-1]], minlength=len(TOKENS))  # nothing predicts <s>
+        return CorpusFacts(digest.hexdigest()[:16], len(self), len(self.ids), self.too_long, counts)
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> TokenCorpus:
         """The crystals ``indices``, in that order."""
@@ -134,41 +176,66 @@ def load_corpus(folder: str | Path, *, max_length: int, scheme: str, fields: Seq
     paths = shard_paths(folder)
     if not paths:
         raise Mat2SeqError(f"no part-*.parquet in {folder}: write them with `mat2seq prepare`")
+    corpus = load_shards(paths, max_length=max_length, scheme=scheme, fields=fields)
+    if not len(corpus):
+        raise Mat2SeqError(f"{folder} holds no crystal of at most {max_length} tokens ({corpus.too_long} longer ones)")
+    return corpus
+
+
+def load_shards(paths: Sequence[Path], *, max_length: int, scheme: str, fields: Sequence[str] = ()) -> TokenCorpus:
+    """Like :func:`load_corpus`, for some shards; the result may be empty."""
     names = check_fields(fields)
     tables = [_shard(path, scheme, ["text", "properties"] if names else []) for path in paths]
     table = pa.concat_tables(tables).combine_chunks()
+    where = str(paths[0].parent)
     column = table.column("input_ids").cast(pa.list_(pa.int16())).combine_chunks()
     ids = column.flatten().to_numpy().astype(np.int16)
     lengths = np.asarray(column.value_lengths(), dtype=np.int64)
     if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < len(TOKENS):
-        raise Mat2SeqError(f"{folder} holds token ids {ids.min()} to {ids.max()}, the vocabulary has {len(TOKENS)}")
+        raise Mat2SeqError(f"{where} holds token ids {ids.min()} to {ids.max()}, the vocabulary has {len(TOKENS)}")
     prompts = None
     if "prompt_length" in table.column_names:
         prompts = table.column("prompt_length").to_numpy().astype(np.int64)
     read = {}
-    if names:
+    if names and len(lengths):
         texts, properties = (table.column(name).to_pylist() for name in ("text", "properties"))
-        read = field_tokens(names, texts, properties, str(folder))
+        read = field_tokens(names, texts, properties, where)
     corpus = TokenCorpus(ids, np.concatenate(([0], np.cumsum(lengths))), scheme, 0, prompts, read)
     fits = np.flatnonzero(Examples(corpus, PrefixDraw(read, 0.0, 0)).lengths <= max_length)
-    if not len(fits):
-        raise Mat2SeqError(f"{folder} holds no crystal of at most {max_length} tokens ({len(corpus)} in all)")
     if len(fits) == len(corpus):
         return corpus
     return replace(corpus.select(fits), too_long=len(corpus) - len(fits))
 
 
+def _check_tokenizer(path: Path, columns: Sequence[str]) -> None:
+    """Compare the first crystal's ids with what this package's tokenizer makes of its text."""
+    if "text" not in columns:
+        return
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=1, columns=["text", "input_ids"]):
+        (row,) = batch.to_pylist()
+        if row["input_ids"] != [TOKEN_IDS[BOS], *tokenize(row["text"]), TOKEN_IDS[EOS]]:
+            raise SchemeMismatchError(
+                f"{path} was tokenized with another vocabulary: {row['text']!r} has other ids here; prepare it again"
+            )
+        return
+
+
 def _shard(path: Path, scheme: str, more: list[str]) -> pa.Table:
-    schema = pq.read_schema(path)
-    found = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}")).get("scheme")
-    if found != scheme:
+    try:
+        schema = pq.read_schema(path)
+        metadata = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+        missing = [name for name in ("input_ids", *more) if name not in schema.names]
+    except (OSError, ValueError) as error:  # pyarrow's errors are both
+        raise Mat2SeqError(f"{path} cannot be read ({error}): delete it and prepare the corpus again") from error
+    if missing:
+        raise Mat2SeqError(f"{path} has no column {', '.join(missing)}: prepare the corpus again")
+    if metadata.get("scheme") != scheme:
         raise SchemeMismatchError(
-            f"{path} was prepared with scheme {found!r}, this run needs {scheme!r}: prepare the corpus again, "
-            "or give the symprec it was prepared with"
+            f"{path} was prepared with scheme {metadata.get('scheme')!r}, this run needs {scheme!r}: prepare the "
+            "corpus again, or give the symprec it was prepared with"
         )
+    _check_tokenizer(path, schema.names)
     wanted = ["input_ids", "prompt_length", *more]
-    if missing := [name for name in more if name not in schema.names]:
-        raise Mat2SeqError(f"{path} has no column {', '.join(missing)}, which prefix fields need: prepare it again")
     table = pq.read_table(path, columns=[name for name in wanted if name in schema.names])
     return table.replace_schema_metadata(None)
 
@@ -206,13 +273,16 @@ def make_batch(
 
 
 class MicroBatches(Dataset[dict[str, torch.Tensor]]):
-    """Micro-batches as a map-style dataset; ``set_epoch`` (called by accelerate) shuffles and draws fields anew."""
+    """Micro-batches as a map-style dataset; ``set_epoch`` (called by accelerate) shuffles and draws fields anew.
 
-    def __init__(self, examples: Examples, plan: BatchPlan, row_length: int | None = None) -> None:
+    Packed ones all have the same shape: the last of an epoch is filled up with rows of padding.
+    """
+
+    def __init__(self, examples: Examples, plan: BatchPlan, row_length: int | None = None, epoch: int = 0) -> None:
         self.examples = examples
         self.plan = plan
         self.row_length = row_length
-        self.set_epoch(0)
+        self.set_epoch(epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Take the micro-batches of ``epoch``."""
@@ -223,4 +293,34 @@ class MicroBatches(Dataset[dict[str, torch.Tensor]]):
         return len(self.plan)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return make_batch(self.examples, self._batches[index], self.row_length)
+        rows = self._batches[index]
+        if self.row_length is not None:
+            rows = [*rows, *([[]] * (self.plan.rows_per_batch - len(rows)))]
+        return make_batch(self.examples, rows, self.row_length)
+
+
+class EvenBatches(Dataset[dict[str, torch.Tensor]]):
+    """Micro-batches, filled up with empty ones (no token has a loss) until ``processes`` divides their number.
+
+    Accelerate would fill up with micro-batches of the epoch's beginning, and those crystals would count twice.
+    """
+
+    def __init__(self, batches: Dataset[dict[str, torch.Tensor]], processes: int = 1) -> None:
+        self.batches: Any = batches
+        self.processes = processes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the micro-batches of ``epoch``."""
+        self.batches.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return -(-len(self.batches) // self.processes) * self.processes
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if index < len(self.batches):
+            batch: dict[str, torch.Tensor] = self.batches[index]
+            return batch
+        empty = {name: tensor.clone() for name, tensor in self.batches[len(self.batches) - 1].items()}
+        empty["input_ids"].fill_(TOKEN_IDS[PAD])
+        empty["labels"].fill_(IGNORED)
+        return empty

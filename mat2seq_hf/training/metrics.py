@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from ..vocabulary import TOKENS
-from .data import Examples, TokenCorpus, make_batch
+from .data import CorpusFacts, Examples, TokenCorpus, make_batch
 from .packing import BatchPlan
 from .prefixes import PrefixDraw
 
@@ -46,10 +45,9 @@ def bits_per_structure(
     return bits
 
 
-def unigram_bits_per_structure(train: TokenCorpus, corpus: TokenCorpus) -> float:
+def unigram_bits_per_structure(train: CorpusFacts, corpus: TokenCorpus) -> float:
     """Mean bits of the crystals of ``corpus`` when tokens are independent, with the frequencies of ``train`` (+1)."""
-    counts = np.bincount(train.ids, minlength=len(TOKENS)).astype(np.float64)
-    counts[train.ids[train.offsets[:-1]]] = 0.0  # nothing predicts <s>
+    counts = train.counts.astype(np.float64)
     bits = -np.log2((counts + 1.0) / (counts + 1.0).sum())
     first = corpus.ids[corpus.offsets[:-1]]
     return float((bits[corpus.ids].sum() - bits[first].sum()) / len(corpus))

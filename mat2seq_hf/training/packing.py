@@ -100,10 +100,15 @@ class BatchPlan:
         descending = np.sort(self.lengths)[::-1].tolist()
         if batching == "packed":
             self._rows = pack_lengths(descending, row_length)
-            self._per_batch = max(1, batch_tokens // row_length)
+            self._per_batch = max(1, min(batch_tokens // row_length, len(self._rows)))
         else:
             self._rows = bucket_lengths(descending, batch_tokens)
             self._per_batch = 1
+
+    @property
+    def rows_per_batch(self) -> int:
+        """Rows of a packed micro-batch; the last one of an epoch may have fewer."""
+        return self._per_batch
 
     def __len__(self) -> int:
         return math.ceil(len(self._rows) / self._per_batch)

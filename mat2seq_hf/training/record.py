@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..sequence import SCHEME_VERSION
+from ..sequence import SCHEME_VERSION, scheme_fingerprint
 from .config import TrainConfig
-from .data import TokenCorpus
+from .data import CorpusFacts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerState
@@ -24,7 +24,17 @@ __all__ = ["matmul_gflops", "plot_curves", "run_record"]
 _PACKAGES = ("mat2seq-hf", "torch", "transformers", "accelerate", "numpy", "spglib")
 
 
-def matmul_gflops(size: int = 2048, repeats: int = 5) -> float:
+_LABELS = {
+    "loss": "training",
+    "eval_loss": "validation",
+    "eval_bits_per_structure": "alone",
+    "eval_bits_given_fields": "fields given",
+    "eval_sample_valid": "valid",
+    "eval_sample_match": "match",
+}
+
+
+def matmul_gflops(size: int = 1024, repeats: int = 5) -> float:
     """Billion float32 operations a second of a square matrix product on the CPU, best of ``repeats``."""
     left, right = torch.rand(size, size), torch.rand(size, size)
     best = float("inf")
@@ -63,13 +73,13 @@ def _hardware() -> dict[str, Any]:
     return hardware
 
 
-def _corpus_facts(corpus: TokenCorpus, folder: str | None) -> dict[str, Any]:
+def _corpus_facts(facts: CorpusFacts, source: str | None) -> dict[str, Any]:
     return {
-        "folder": folder,
-        "fingerprint": corpus.fingerprint,
-        "crystals": len(corpus),
-        "tokens": len(corpus.ids),
-        "too_long": corpus.too_long,
+        "folder": source,
+        "fingerprint": facts.fingerprint,
+        "crystals": facts.crystals,
+        "tokens": facts.tokens,
+        "too_long": facts.too_long,
     }
 
 
@@ -84,14 +94,14 @@ def _throughput(model: PreTrainedModel, tokens: float, seconds: float) -> dict[s
 
 
 def run_record(
-    config: TrainConfig, state: TrainerState, model: PreTrainedModel, train: TokenCorpus, validation: TokenCorpus
+    config: TrainConfig, state: TrainerState, model: PreTrainedModel, train: CorpusFacts, validation: CorpusFacts
 ) -> dict[str, Any]:
     """Settings, versions, data, hardware and amount of training of a run; JSON-serialisable but for ``default=str``."""
     seconds = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
-    tokens = float(state.epoch or 0.0) * len(train.ids)
+    tokens = float(state.epoch or 0.0) * train.tokens
     return {
         "settings": config.to_dict(),  # type: ignore[no-untyped-call]
-        "scheme": {"version": SCHEME_VERSION, "fingerprint": train.scheme},
+        "scheme": {"version": SCHEME_VERSION, "fingerprint": scheme_fingerprint(config.symprec)},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "git_commit": _git_commit(),
         "hardware": _hardware(),
@@ -111,26 +121,36 @@ def run_record(
     }
 
 
+def _points(history: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    found = [(entry["epoch"], entry[name]) for entry in history if name in entry and "epoch" in entry]
+    return [x for x, _ in found], [y for _, y in found]
+
+
 def plot_curves(history: list[dict[str, Any]], unigram: float, path: Path) -> bool:
-    """Draw training loss and validation bits per structure; False where matplotlib is not installed."""
+    """Draw training loss, validation bits and, if there are any, what became of samples; False without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         return False
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    loss = [(entry["epoch"], entry["loss"]) for entry in history if "loss" in entry]
-    bits = [
-        (entry["epoch"], entry["eval_bits_per_structure"]) for entry in history if "eval_bits_per_structure" in entry
-    ]
-    for axes, points, title in (
-        (left, loss, "training loss (nat per token)"),
-        (right, bits, "validation bits per structure"),
-    ):
-        axes.plot([x for x, _ in points], [y for _, y in points])
+    panels: dict[str, tuple[str, ...]] = {
+        "loss (nat per token)": ("loss", "eval_loss"),
+        "validation bits per structure": ("eval_bits_per_structure", "eval_bits_given_fields"),
+        "share of samples": ("eval_sample_valid", "eval_sample_match"),
+    }
+    drawn = {title: [name for name in names if _points(history, name)[0]] for title, names in panels.items()}
+    shown = {title: names for title, names in drawn.items() if names} or {"no step was logged": []}
+    figure = Figure(figsize=(4 * len(shown), 3.5), layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+        for name in names:
+            axes.plot(*_points(history, name), label=_LABELS[name])
         axes.set_xlabel("epoch")
         axes.set_title(title)
-    right.set_ylim(bottom=0)
-    right.text(0.02, 0.02, f"unigram model: {unigram:.0f}", transform=right.transAxes)
+        if len(names) > 1:
+            axes.legend()
+        if "bits" in title:
+            axes.set_ylim(bottom=0)
+            axes.text(0.02, 0.02, f"unigram model: {unigram:.0f}", transform=axes.transAxes)
+        if "share" in title:
+            axes.set_ylim(0, 1)
     figure.savefig(path, dpi=120)
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["StopAtBudget", "TimeBudgetSchedule"]
+__all__ = ["StopAtBudget", "TimeBudgetSchedule", "used_seconds"]
 
 _FLOOR = 0.02  # share of the peak at which the cosine ends
 
@@ -61,6 +62,13 @@ class TimeBudgetSchedule(LRScheduler):
         """State without the clock's reading and without the budget, which are the running process's own."""
         state: dict[str, Any] = super().state_dict()
         return {key: value for key, value in state.items() if key not in ("_mark", "budget")}
+
+
+def used_seconds(checkpoint: str | Path) -> float:
+    """Seconds of its budget that the run of a checkpoint had used; 0 where it had none."""
+    path = Path(checkpoint) / "scheduler.pt"
+    state = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {}
+    return float(state.get("used", 0.0))
 
 
 class StopAtBudget(TrainerCallback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -13,21 +14,23 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel, Trainer, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerState, set_seed
 from transformers.trainer_utils import SaveStrategy
 
-from ..errors import Mat2SeqError, SchemeMismatchError
-from ..presets import gpt2_config
-from ..sequence import scheme_fingerprint
+from ..errors import Mat2SeqError
+from ..sampling import SamplingSettings
+from .checkpoints import guarded_saving, last_complete_checkpoint, read_state, remove_incomplete_checkpoints
 from .config import TrainConfig
-from .data import Examples, MicroBatches, TokenCorpus, load_corpus
+from .data import EvenBatches, MicroBatches, TokenCorpus
 from .metrics import bits_per_structure, unigram_bits_per_structure
-from .packing import BatchPlan
-from .prefixes import PrefixDraw, check_fields
+from .models import build_model
+from .monitor import SampleMonitor
 from .record import plot_curves, run_record
-from .schedule import StopAtBudget, TimeBudgetSchedule
+from .schedule import StopAtBudget, TimeBudgetSchedule, used_seconds
+from .sources import RunData, load_data
+from .streaming import StreamedBatches
 
-__all__ = ["CrystalTrainer", "last_complete_checkpoint", "train"]
+__all__ = ["CrystalTrainer", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,35 +45,55 @@ class CrystalTrainer(Trainer):
     Args:
         model: a causal language model.
         config: of the run.
-        train: crystals to train on.
+        batches: micro-batches to train on.
         validation: crystals to evaluate on during the run.
     """
 
     def __init__(
-        self, model: PreTrainedModel, config: TrainConfig, train: TokenCorpus, validation: TokenCorpus
+        self,
+        model: PreTrainedModel,
+        config: TrainConfig,
+        batches: MicroBatches | StreamedBatches,
+        validation: TokenCorpus,
     ) -> None:
         self.config = config
         self._started = time.monotonic()
         self._earlier_seconds: float | None = None
         self.validation = validation
-        packed = config.batching == "packed"
-        examples = Examples(train, PrefixDraw(train.fields, config.prefix_dropout, config.seed), config.loss_on)
-        plan = BatchPlan(
-            examples.lengths,
-            batch_tokens=config.batch_tokens,
-            batching=config.batching,
-            row_length=config.row_length,
-            seed=config.seed,
-        )
-        self.batches = MicroBatches(examples, plan, config.row_length if packed else None)
+        self.batches = EvenBatches(batches, config.world_size)
         super().__init__(model=model, args=config, train_dataset=self.batches, eval_dataset=[], data_collator=_only)
         # the labels are counted over a whole optimizer step: accumulating gradients changes no weight of any token
         self.model_accepts_loss_kwargs = True
         self.add_callback(StopAtBudget())
+        self.monitor: SampleMonitor | None = None
+        if config.sample_formulas:
+            settings = SamplingSettings(config.sample_temperature, config.sample_top_k)
+            self.monitor = SampleMonitor(validation, config.sample_formulas, settings, config.symprec)
+
+    @property
+    def planned_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        at_most: int = self.config.max_steps
+        if at_most > 0:
+            return at_most
+        an_epoch = math.ceil(len(self.batches) / self.config.world_size / self.config.gradient_accumulation_steps)
+        return math.ceil(self.config.num_train_epochs * an_epoch)
+
+    @property
+    def plain_model(self) -> PreTrainedModel:
+        """The model without what compiles it or spreads it over processes."""
+        return cast("PreTrainedModel", self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
 
     def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """Micro-batches in the plan's order; accelerate deals them out to the processes and sets the epoch."""
-        loader = DataLoader(self.batches, batch_size=1, shuffle=False, collate_fn=_only)
+        loader = DataLoader(
+            self.batches,
+            batch_size=1,
+            shuffle=False,
+            collate_fn=_only,
+            num_workers=self.config.dataloader_num_workers,
+            pin_memory=torch.cuda.is_available() and not self.config.use_cpu,
+        )
         prepared: DataLoader[dict[str, torch.Tensor]] = self.accelerator.prepare(loader)
         return prepared
 
@@ -107,8 +130,8 @@ class CrystalTrainer(Trainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Bits per structure and loss per token on the validation crystals."""
-        model = self.accelerator.unwrap_model(self.model)
+        """Bits per structure and loss per token on the validation crystals, and what becomes of samples."""
+        model = self.plain_model
         bits = bits_per_structure(model, self.validation)
         tokens = len(self.validation.ids) - len(self.validation)
         metrics = {
@@ -118,9 +141,15 @@ class CrystalTrainer(Trainer):
         if self.validation.fields:
             given = bits_per_structure(model, self.validation, given_fields=True)
             metrics["eval_bits_given_fields"] = float(given.mean())
+        if self.monitor is not None:
+            metrics |= self.monitor.check(model)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        with guarded_saving(str(self.config.output_dir)):
+            super()._save_checkpoint(model, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the seconds of training to each entry, over all restarts (what was lost to a kill is not counted)."""
@@ -134,100 +163,121 @@ class CrystalTrainer(Trainer):
         return 0
 
 
-def last_complete_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint that was written to its end, or None.
-
-    ``trainer_state.json`` is the last file of a checkpoint; one that is missing or cut short marks a run that was
-    killed while saving.
-    """
-    found: list[tuple[int, Path]] = []
-    for path in Path(folder).glob("checkpoint-*"):
-        try:
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            logger.warning("%s is incomplete and is passed over", path)
-            continue
-        found.append((int(state["global_step"]), path))
-    return str(max(found)[1]) if found else None
-
-
-def _build_model(config: TrainConfig) -> PreTrainedModel:
-    scheme = scheme_fingerprint(config.symprec)
-    fields = list(check_fields(config.prefix_fields))
-    if config.init_from is None:
-        fresh = gpt2_config(config.model_size, dropout=config.dropout, symprec=config.symprec)
-        fresh.mat2seq = {**fresh.mat2seq, "fields": fields}
-        return GPT2LMHeadModel(fresh)
-    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
-    initial = AutoConfig.from_pretrained(config.init_from)
-    found = dict(getattr(initial, "mat2seq", None) or {})
-    if found.get("scheme") != scheme:
-        raise SchemeMismatchError(
-            f"model {config.init_from} was trained with scheme {found.get('scheme')!r}, this run is {scheme!r}"
-        )
-    initial.mat2seq = {**found, "fields": fields}
-    initial.update({name: value for name, value in dropout.items() if hasattr(initial, name)})
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(config.init_from, config=initial, dtype=torch.float32)
-    return model
-
-
 def _set_threads(config: TrainConfig) -> None:
     # accelerate launch sets OMP_NUM_THREADS to 1 on a CPU unless it is told otherwise
     torch.set_num_threads(config.cpu_threads or max(1, (os.cpu_count() or 1) // max(1, config.world_size)))
 
 
 def _checkpoint_to_resume(config: TrainConfig) -> str | None:
-    if config.resume_from_checkpoint == "auto":
-        return last_complete_checkpoint(str(config.output_dir))
-    return config.resume_from_checkpoint
+    """The checkpoint to go on from.
+
+    Raises:
+        Mat2SeqError: the one that was asked for is incomplete, or the folder holds another run that would be
+            overwritten.
+    """
+    wanted, folder = config.resume_from_checkpoint, Path(str(config.output_dir))
+    if wanted == "auto":
+        return last_complete_checkpoint(folder)
+    if wanted is not None:
+        if read_state(wanted) is None:
+            raise Mat2SeqError(f"{wanted} is no complete checkpoint; --resume_from_checkpoint auto takes the last one")
+        return str(wanted)
+    if (last := last_complete_checkpoint(folder)) is not None:
+        raise Mat2SeqError(
+            f"{folder} holds a run already ({last}): go on with --resume_from_checkpoint auto, or give another "
+            "--output_dir"
+        )
+    return None
+
+
+def _is_finished(trainer: CrystalTrainer, checkpoint: str) -> bool:
+    """Whether the run that left this checkpoint has nothing more to do."""
+    if trainer.config.time_budget_minutes is not None:
+        return used_seconds(checkpoint) >= 60.0 * trainer.config.time_budget_minutes
+    return int((read_state(checkpoint) or {})["global_step"]) >= trainer.planned_steps
+
+
+def _finish(trainer: CrystalTrainer, data: RunData, unigram: float) -> dict[str, Any]:
+    """Write weights, record and curves, and return the record."""
+    config, folder = trainer.config, Path(str(trainer.config.output_dir))
+    with guarded_saving(folder):
+        trainer.save_model()
+        trainer.save_state()
+    model = trainer.plain_model
+    bits = bits_per_structure(model, data.validation)  # by all processes, each of which may hold a part of the model
+    record = run_record(config, trainer.state, model, data.train, data.validation.facts)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    record["results"] = {
+        "bits_per_structure": float(bits.mean()),
+        "bits_per_structure_standard_error": float(bits.std() / np.sqrt(len(bits))),
+        "unigram_bits_per_structure": unigram,
+        "last_train_loss": losses[-1] if losses else None,
+    }
+    if trainer.is_world_process_zero():
+        plot_curves(trainer.state.log_history, unigram, folder / "curves.png")
+        (folder / "run_record.json").write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+    return record if trainer.is_world_process_zero() else {}
+
+
+def _adopt(trainer: CrystalTrainer, checkpoint: str) -> None:
+    """Take over the state of a finished run, and the weights that it would have ended with."""
+    trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    best = Path(trainer.state.best_model_checkpoint or "")
+    use_best = trainer.config.load_best_model_at_end and (best / "model.safetensors").is_file()
+    source = best if use_best else Path(checkpoint)
+    weights = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).state_dict()
+    trainer.plain_model.load_state_dict(weights)
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train a model, evaluate it on all validation crystals, and leave weights, record and curves in ``output_dir``.
 
+    A finished run that is started again with ``resume_from_checkpoint="auto"`` trains no step and changes no file; only
+    a record that is missing is written.
+
     Returns:
-        the run record, as written to ``run_record.json``.
+        the run record, as written to ``run_record.json``; empty on all processes but the first.
 
     Raises:
-        SchemeMismatchError: data or initial weights of another canonical form.
-        Mat2SeqError: empty data.
+        SchemeMismatchError: data or initial weights of another canonical form or vocabulary.
+        Mat2SeqError: empty data, a folder that holds another run, a checkpoint that cannot be written.
     """
     _set_threads(config)
     set_seed(config.seed)
-    model = _build_model(config)
-    limit = min(config.row_length, int(model.config.max_position_embeddings))
-    if config.train_data is None or config.eval_data is None:
-        raise Mat2SeqError("train_data and eval_data are needed: folders written by `mat2seq prepare`")
-    scheme = scheme_fingerprint(config.symprec)
-    fields = config.prefix_fields
-    training = load_corpus(config.train_data, max_length=limit, scheme=scheme, fields=fields)
-    validation = load_corpus(config.eval_data, max_length=limit, scheme=scheme, fields=fields)
-    chosen = np.random.default_rng(0).permutation(len(validation))[: config.eval_crystals]
-    unigram = unigram_bits_per_structure(training, validation)
+    checkpoint = _checkpoint_to_resume(config)
+    model = build_model(config)
+    data = load_data(config, min(config.row_length, int(model.config.max_position_embeddings)))
+    unigram = unigram_bits_per_structure(data.train, data.validation)
     logger.warning(
         "%d crystals, %d tokens to train on (%d too long), %d to validate on (%d too long); unigram %.1f bits",
-        *(len(training), len(training.ids), training.too_long, len(validation), validation.too_long, unigram),
+        *(data.train.crystals, data.train.tokens, data.train.too_long),
+        *(len(data.validation), data.validation.too_long, unigram),
     )
     if config.time_budget_minutes is not None:
         config.num_train_epochs = 1_000_000  # the clock ends the run
     if config.save_strategy == SaveStrategy.NO:
         config.load_best_model_at_end = False
-    trainer = CrystalTrainer(model, config, training, validation.select(np.sort(chosen)))
-    result = trainer.train(resume_from_checkpoint=_checkpoint_to_resume(config))
-    trainer.save_model()
-    trainer.save_state()
-    if not trainer.is_world_process_zero():
-        return {}
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    bits = bits_per_structure(model, validation)
-    record = run_record(config, trainer.state, model, training, validation)
-    record["results"] = {
-        "bits_per_structure": float(bits.mean()),
-        "bits_per_structure_standard_error": float(bits.std() / np.sqrt(len(bits))),
-        "unigram_bits_per_structure": unigram,
-        "train_loss": result.training_loss,
-    }
-    folder = Path(str(config.output_dir))
-    (folder / "run_record.json").write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
-    plot_curves(trainer.state.log_history, unigram, folder / "curves.png")
-    return record
+    chosen = np.random.default_rng(0).permutation(len(data.validation))[: config.eval_crystals]
+    trainer = CrystalTrainer(model, config, data.batches, data.validation.select(np.sort(chosen)))
+    if checkpoint is not None and _is_finished(trainer, checkpoint):
+        return _finished_before(trainer, data, unigram, checkpoint)
+    if trainer.is_world_process_zero():
+        remove_incomplete_checkpoints(str(config.output_dir))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return _finish(trainer, data, unigram)
+
+
+def _finished_before(trainer: CrystalTrainer, data: RunData, unigram: float, checkpoint: str) -> dict[str, Any]:
+    """The record of a run that has nothing more to do."""
+    path = Path(str(trainer.config.output_dir)) / "run_record.json"
+    logger.warning(
+        "the run is finished (%s): nothing is trained; more epochs or another --output_dir go on", checkpoint
+    )
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        stored = {}
+    if stored.get("steps") == int((read_state(checkpoint) or {})["global_step"]):
+        return stored
+    _adopt(trainer, checkpoint)  # it was killed after its last checkpoint
+    return _finish(trainer, data, unigram)

@@ -1,0 +1,82 @@
+"""The model a run begins with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, PretrainedConfig, PreTrainedModel
+from transformers.utils.hub import cached_file
+
+from ..errors import Mat2SeqError, SchemeMismatchError
+from ..presets import gpt2_config
+from ..sequence import scheme_fingerprint
+from ..vocabulary import TOKEN_IDS, TOKENS
+from .config import TrainConfig
+from .prefixes import check_fields
+
+__all__ = ["SHIPPED", "build_model"]
+
+#: Value of ``init_from`` for the model in the package.
+SHIPPED = "shipped"
+
+_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout")
+_DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
+
+
+def _check_vocabulary(source: str, found: PretrainedConfig) -> None:
+    """Refuse a model for other tokens: its ids would be read as ours."""
+    size = getattr(found, "vocab_size", None)
+    if size != len(TOKENS):
+        raise SchemeMismatchError(
+            f"model {source} has a vocabulary of {size} tokens, this package one of {len(TOKENS)}: "
+            "only models for crystal sequences of this scheme can be fine-tuned"
+        )
+    path = cached_file(source, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return
+    vocabulary = json.loads(Path(path).read_text(encoding="utf-8")).get("model", {}).get("vocab", {})
+    for token, index in TOKEN_IDS.items():
+        if vocabulary.get(token) != index:
+            raise SchemeMismatchError(
+                f"token {token!r} has the id {vocabulary.get(token)} in the tokenizer of {source}, here {index}"
+            )
+
+
+def _load(config: TrainConfig, source: str, scheme: str, fields: list[str]) -> PreTrainedModel:
+    try:
+        initial = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise Mat2SeqError(f"init_from {source!r} is no model folder or repository: {error}") from error
+    found = dict(getattr(initial, "mat2seq", None) or {})
+    _check_vocabulary(source, initial)
+    if found.get("scheme") != scheme:
+        raise SchemeMismatchError(
+            f"model {source} was trained with scheme {found.get('scheme')!r}, this run is {scheme!r}"
+        )
+    initial.mat2seq = {**found, "fields": fields}
+    initial.update({name: config.dropout for name in _DROPOUTS if hasattr(initial, name)})
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, config=initial, dtype=torch.float32)
+    model.loss_type = "ForCausalLM"
+    return model
+
+
+def build_model(config: TrainConfig) -> PreTrainedModel:
+    """A new GPT-2 of ``config.model_size``, or the checkpoint ``config.init_from`` with the run's dropout.
+
+    Raises:
+        SchemeMismatchError: the checkpoint was trained with another canonical form or vocabulary.
+        Mat2SeqError: there is no such checkpoint, size or prefix field.
+    """
+    scheme = scheme_fingerprint(config.symprec)
+    fields = list(check_fields(config.prefix_fields))
+    if config.init_from is not None:
+        source = str(_DEFAULT_MODEL) if config.init_from == SHIPPED else config.init_from
+        return _load(config, source, scheme, fields)
+    fresh = gpt2_config(config.model_size, dropout=config.dropout, symprec=config.symprec)
+    fresh.mat2seq = {**fresh.mat2seq, "fields": fields}
+    model = GPT2LMHeadModel(fresh)
+    # what transformers falls back to with a warning, at which a compiled graph would break
+    model.loss_type = "ForCausalLM"
+    return model

@@ -1,0 +1,92 @@
+"""Crystals drawn during training: are they valid, and do they match the validation crystals they were asked for?
+
+A glance at a few dozen formulas, logged beside the loss. Figures to report come from ``mat2seq evaluate``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..canonical import CanonicalCrystal
+from ..grammar import Grammar
+from ..prompts import Prompt
+from ..samples import describe_sample
+from ..sampling import SamplingSettings, draw_samples, row_keys
+from ..tokenizer import text_of_tokens
+from .data import TokenCorpus
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+    from transformers import PreTrainedModel
+
+__all__ = ["SampleMonitor"]
+
+
+class SampleMonitor:
+    """Draws one crystal for each of some validation formulas, the same ones each time.
+
+    Args:
+        validation: crystals whose formulas are asked for.
+        formulas: how many of them, taken at random.
+        settings: how tokens are drawn.
+        symprec: tolerance of the canonical form, angstrom.
+
+    Example:
+        >>> SampleMonitor(validation, 32, SamplingSettings(0.5, 10)).check(model)  # doctest: +SKIP
+        {'eval_sample_valid': 0.91, 'eval_sample_match': 0.53}
+    """
+
+    def __init__(
+        self, validation: TokenCorpus, formulas: int, settings: SamplingSettings, symprec: float = 0.01
+    ) -> None:
+        chosen = np.sort(np.random.default_rng(1).permutation(len(validation))[:formulas])
+        crystals = [CanonicalCrystal.from_text(text_of_tokens(validation[int(i)].tolist())) for i in chosen]
+        self.prompts = [_prompt_of(crystal) for crystal in crystals]
+        self.truths = [crystal.to_structure() for crystal in crystals]
+        self.settings = settings
+        self.symprec = symprec
+        self._grammar = Grammar()
+
+    def check(self, model: PreTrainedModel) -> dict[str, float]:
+        """Share of samples that are valid, and share that match (StructureMatcher ltol 0.3, stol 0.5, angle_tol 10).
+
+        The model is put into evaluation mode and back; torch's random numbers are left alone.
+        """
+        from pymatgen.analysis.structure_matcher import StructureMatcher
+
+        was_training = model.training
+        model.eval()
+        keys = row_keys(0, range(len(self.prompts)), [0] * len(self.prompts))
+        drawn = draw_samples(model, self.prompts, keys, self.settings, grammar=self._grammar)
+        model.train(was_training)
+        matcher = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
+        valid = matched = 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for sample, prompt, truth in zip(drawn, self.prompts, self.truths, strict=True):
+                described = describe_sample(
+                    sample.ids,
+                    prompt,
+                    log_prob=sample.log_prob,
+                    log_prob_raw=sample.log_prob_raw,
+                    symprec=self.symprec,
+                )
+                valid += described["valid"]
+                matched += described["valid"] and _matches(matcher, truth, described["structure"])
+        count = max(len(self.prompts), 1)
+        return {"eval_sample_valid": valid / count, "eval_sample_match": matched / count}
+
+
+def _prompt_of(crystal: CanonicalCrystal) -> Prompt:
+    """The composition of the primitive cell, and nothing else."""
+    counts = crystal.composition
+    units = int(np.gcd.reduce(list(counts.values())))
+    formula = "".join(f"{element}{count // units}" for element, count in counts.items())
+    return Prompt(formula, formula_units=units)
+
+
+def _matches(matcher: object, truth: Structure, sample: Structure | None) -> bool:
+    return sample is not None and matcher.get_rms_dist(truth, sample) is not None  # type: ignore[attr-defined]

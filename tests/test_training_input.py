@@ -1,0 +1,260 @@
+"""Laws of what a run is given, and of what it leaves when it cannot go on."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pymatgen.core import Structure
+from test_prefixes import TEXTS
+from test_prefixes import write as write_crystals
+from test_training import SCHEME, _model, _sequences, _write_corpus, run_arguments
+from transformers import AutoModelForCausalLM
+
+from mat2seq_hf.corpora.schema import shard_paths
+from mat2seq_hf.errors import Mat2SeqError, SchemeMismatchError
+from mat2seq_hf.presets import gpt2_config
+from mat2seq_hf.sampling import SamplingSettings
+from mat2seq_hf.training.checkpoints import last_complete_checkpoint
+from mat2seq_hf.training.config import TrainConfig, parse_config
+from mat2seq_hf.training.data import Examples, load_corpus
+from mat2seq_hf.training.models import SHIPPED, build_model
+from mat2seq_hf.training.monitor import SampleMonitor
+from mat2seq_hf.training.recipes import load_recipe
+from mat2seq_hf.training.sources import load_data
+from mat2seq_hf.training.streaming import StreamedBatches, group_shards
+from mat2seq_hf.training.trainer import train
+from mat2seq_hf.vocabulary import TOKENS
+
+__all__ = ["run_arguments"]
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- runs that end ------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_started_again_changes_nothing(run_arguments: list[str], tmp_path: Path) -> None:
+    arguments = [*run_arguments, f"--output_dir={tmp_path / 'run'}", "--resume_from_checkpoint=auto", "--max_steps=8"]
+    record = train(parse_config(arguments))
+    before = _bytes(tmp_path / "run")
+    again = train(parse_config(arguments))
+    assert again["steps"] == record["steps"] == 8
+    assert _bytes(tmp_path / "run") == before
+    (tmp_path / "run" / "run_record.json").unlink()  # as if killed after the last checkpoint
+    late = train(parse_config(arguments))
+    assert late["steps"] == 8
+    assert late["results"] == record["results"]
+    assert _bytes(tmp_path / "run")["model.safetensors"] == before["model.safetensors"]
+    longer = train(parse_config([*arguments, "--max_steps=12"]))
+    assert longer["steps"] == 12
+
+
+def test_a_run_whose_time_is_used_up_changes_nothing(run_arguments: list[str], tmp_path: Path) -> None:
+    arguments = [a for a in run_arguments if "max_steps" not in a]
+    arguments += [f"--output_dir={tmp_path / 'run'}", "--resume_from_checkpoint=auto", "--time_budget_minutes=0.01"]
+    steps = train(parse_config(arguments))["steps"]
+    before = _bytes(tmp_path / "run")
+    assert train(parse_config(arguments))["steps"] == steps
+    assert _bytes(tmp_path / "run") == before
+
+
+def test_a_folder_with_a_run_is_not_overwritten(run_arguments: list[str], tmp_path: Path) -> None:
+    arguments = [*run_arguments, f"--output_dir={tmp_path / 'run'}", "--max_steps=4"]
+    train(parse_config(arguments))
+    before = _bytes(tmp_path / "run")
+    with pytest.raises(Mat2SeqError, match="holds a run already"):
+        train(parse_config(arguments))
+    assert _bytes(tmp_path / "run") == before
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_good_one(run_arguments: list[str], tmp_path: Path) -> None:
+    arguments = [*run_arguments, f"--output_dir={tmp_path / 'run'}", "--resume_from_checkpoint=auto"]
+    train(parse_config([*arguments, "--max_steps=8"]))
+    good = _bytes(tmp_path / "run" / "checkpoint-8")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # bytes; the weights are larger
+    try:
+        with pytest.raises(Mat2SeqError, match=r"could not be written.*checkpoint-8 is complete.*make room"):
+            train(parse_config(arguments))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert _bytes(tmp_path / "run" / "checkpoint-8") == good
+    assert last_complete_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-8")
+    assert not (tmp_path / "run" / "checkpoint-12").exists()
+    assert train(parse_config(arguments))["steps"] == 40
+
+
+def test_an_incomplete_checkpoint_cannot_be_asked_for(run_arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
+    asked = f"--resume_from_checkpoint={tmp_path / 'run' / 'checkpoint-3'}"
+    with pytest.raises(Mat2SeqError, match="is no complete checkpoint"):
+        train(parse_config([*run_arguments, f"--output_dir={tmp_path / 'run'}", asked]))
+
+
+# --- corpora ------------------------------------------------------------------------------------------------------
+
+
+def test_a_corpus_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    folder = write_crystals(tmp_path / "data")
+    (path,) = shard_paths(folder)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    shifted = [[token + 1 for token in row] for row in table.column("input_ids").to_pylist()]
+    place = table.schema.get_field_index("input_ids")
+    pq.write_table(table.set_column(place, "input_ids", pa.array(shifted, type=pa.list_(pa.int16()))), path)
+    with pytest.raises(SchemeMismatchError, match="tokenized with another vocabulary: 'Na1 Cl1"):
+        load_corpus(folder, max_length=128, scheme=SCHEME)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 no parquet", b"\x00" * 100])
+def test_a_broken_shard_is_named(tmp_path: Path, content: bytes) -> None:
+    folder = _write_corpus(tmp_path / "train", _sequences(3))
+    (folder / "part-00001.parquet").write_bytes(content)
+    with pytest.raises(Mat2SeqError, match=r"part-00001\.parquet cannot be read"):
+        load_corpus(folder, max_length=64, scheme=SCHEME)
+
+
+def _config(*arguments: str) -> TrainConfig:
+    return parse_config(["--use_cpu", "--report_to=none", *arguments])
+
+
+def test_crystals_are_prepared_and_a_tenth_is_held_out(tmp_path: Path, crystals: dict[str, Structure]) -> None:
+    folder = tmp_path / "cifs"
+    folder.mkdir()
+    for name, structure in crystals.items():
+        structure.to(filename=str(folder / f"{name.replace(' ', '_')}.cif"))
+    (folder / "broken.cif").write_text("data_nothing\n_cell_length_a 1\n")
+    config = _config(f"--train_data={folder}", f"--output_dir={tmp_path / 'run'}")
+    data = load_data(config, 512)
+    assert (data.train.crystals, len(data.validation)) == (len(crystals) - 1, 1)
+    assert (tmp_path / "run" / "data" / "train" / "rejected.csv").read_text().count("broken.cif") == 1
+    again = load_data(config, 512)
+    assert again.train.fingerprint == data.train.fingerprint
+
+
+@pytest.mark.parametrize("given", ["nothing/there", "empty"])
+def test_data_that_are_not_there_are_named(tmp_path: Path, given: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Mat2SeqError, match=r"does not exist|no crystals|nothing"):
+        load_data(_config(f"--train_data={tmp_path / given}", f"--output_dir={tmp_path / 'run'}"), 512)
+
+
+def test_an_empty_validation_split_is_refused(tmp_path: Path) -> None:
+    train_data, val = _write_corpus(tmp_path / "train", _sequences(5)), _write_corpus(tmp_path / "val", [])
+    with pytest.raises(Mat2SeqError, match="val holds no crystal"):
+        load_data(_config(f"--train_data={train_data}", f"--eval_data={val}", f"--output_dir={tmp_path}"), 64)
+    alone = _write_corpus(tmp_path / "one", _sequences(1))
+    with pytest.raises(Mat2SeqError, match="one crystal cannot be trained and validated on"):
+        load_data(_config(f"--train_data={alone}", f"--output_dir={tmp_path}"), 64)
+
+
+# --- streaming ----------------------------------------------------------------------------------------------------
+
+
+def _shards(folder: Path) -> Path:
+    sequences = _sequences(50)
+    for number, start in enumerate(range(0, 50, 10)):
+        _write_corpus(folder / f"{number}", sequences[start : start + 10])
+        (folder / f"{number}" / "part-00000.parquet").rename(folder / f"part-{number:05d}.parquet")
+        (folder / f"{number}").rmdir()
+    return folder
+
+
+def _streamed(folder: Path, val: Path, tmp_path: Path) -> StreamedBatches:
+    options = ["--streaming=true", "--group_crystals=20", "--row_length=64", "--batch_tokens=128"]
+    data = load_data(_config(f"--train_data={folder}", f"--eval_data={val}", f"--output_dir={tmp_path}", *options), 38)
+    assert isinstance(data.batches, StreamedBatches)
+    return data.batches
+
+
+def test_a_streamed_epoch_holds_every_crystal_once_and_too_long_ones_are_counted(tmp_path: Path) -> None:
+    folder, val = _shards(tmp_path / "train"), _write_corpus(tmp_path / "val", _sequences(4))
+    assert [len(group) for group in group_shards(shard_paths(folder), 20)] == [2, 2, 1]
+    streamed = _streamed(folder, val, tmp_path)
+    whole = load_corpus(folder, max_length=38, scheme=SCHEME)
+    kept = sorted(whole[index].tolist() for index in range(len(whole)))
+    assert streamed.facts.too_long == whole.too_long > 0
+    assert (streamed.facts.counts == whole.facts.counts).all()
+    orders = []
+    for epoch in (0, 1, 0):
+        streamed.set_epoch(epoch)
+        batches = [streamed[index] for index in range(len(streamed))]
+        rows = [row[row != 0].tolist() for batch in batches for row in batch["input_ids"]]
+        assert sorted(rows) == kept
+        orders.append(rows)
+        assert streamed[3]["input_ids"].tolist() == batches[3]["input_ids"].tolist()  # from any place
+    assert orders[0] == orders[2] != orders[1]
+
+
+# --- models, recipes ----------------------------------------------------------------------------------------------
+
+
+def _saved(folder: Path, vocabulary: int = len(TOKENS)) -> Path:
+    config = gpt2_config("tiny", n_embd=32, n_layer=1, n_head=2, n_positions=64, vocab_size=vocabulary)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_model_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    smaller = _saved(tmp_path / "smaller", 512)
+    with pytest.raises(SchemeMismatchError, match=f"vocabulary of 512 tokens, this package one of {len(TOKENS)}"):
+        build_model(_config("--train_data=a", f"--init_from={smaller}", f"--output_dir={tmp_path}"))
+    renamed = _saved(tmp_path / "renamed")
+    vocabulary = {token: index for index, token in enumerate(TOKENS)}
+    vocabulary["Na"], vocabulary["Cl"] = vocabulary["Cl"], vocabulary["Na"]
+    (renamed / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    with pytest.raises(SchemeMismatchError, match=r"token 'Na' has the id"):
+        build_model(_config("--train_data=a", f"--init_from={renamed}", f"--output_dir={tmp_path}"))
+    with pytest.raises(Mat2SeqError, match="is no model folder or repository"):
+        build_model(_config("--train_data=a", f"--init_from={tmp_path / 'none'}", f"--output_dir={tmp_path}"))
+
+
+def test_samples_of_a_trained_model_match_and_its_random_numbers_are_left_alone(tmp_path: Path) -> None:
+    corpus = load_corpus(write_crystals(tmp_path / "data"), max_length=128, scheme=SCHEME)
+    model = build_model(_config("--train_data=a", f"--init_from={SHIPPED}", f"--output_dir={tmp_path}")).train()
+    monitor = SampleMonitor(corpus, 3, SamplingSettings(top_k=1))
+    state = torch.get_rng_state()
+    found = monitor.check(model)
+    assert found["eval_sample_valid"] == 1.0
+    assert found["eval_sample_match"] > 0.5
+    assert (torch.get_rng_state() == state).all()
+    assert model.training
+    untrained = monitor.check(_model())
+    assert untrained["eval_sample_match"] < 0.5
+    assert len(TEXTS) == len(monitor.prompts)
+
+
+def test_a_recipe_extends_others_and_its_own_fields_win(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: [small, mp_20]\ndropout: 0.3\n")
+    fields = load_recipe(str(tmp_path / "mine.yaml"))
+    assert (fields["model_size"], fields["dropout"], fields["row_length"]) == ("small", 0.3, 512)
+    assert load_recipe("perov_5_tiny")["model_size"] == "tiny"
+    assert load_recipe("carbon_24_large")["num_train_epochs"] == load_recipe("carbon_24")["num_train_epochs"]
+    (tmp_path / "ring.yaml").write_text(f"extends: {tmp_path / 'ring.yaml'}\n")
+    with pytest.raises(Mat2SeqError, match="extends itself"):
+        load_recipe(str(tmp_path / "ring.yaml"))
+    for text in ("- a\n- b\n", "a: [\n"):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(Mat2SeqError, match=r"bad\.yaml"):
+            load_recipe(str(tmp_path / "bad.yaml"))
+
+
+def test_examples_of_a_fixed_shape_are_padded_with_rows_without_loss(tmp_path: Path) -> None:
+    corpus = load_corpus(_write_corpus(tmp_path / "train", _sequences(30)), max_length=64, scheme=SCHEME)
+    data = load_data(
+        _config(f"--train_data={tmp_path / 'train'}", "--batching=packed", "--row_length=64", "--batch_tokens=256",
+                f"--output_dir={tmp_path}"), 64,
+    )  # fmt: skip
+    shapes = {tuple(data.batches[index]["labels"].shape) for index in range(len(data.batches))}
+    assert shapes == {(4, 64)}
+    assert Examples(corpus).lengths.sum() == len(corpus.ids)
+    assert np.all(corpus.lengths <= 64)
