@@ -77,7 +77,8 @@ class CrystalTrainer(Trainer):
         if at_most > 0:
             return at_most
         an_epoch = math.ceil(len(self.batches) / self.config.world_size / self.config.gradient_accumulation_steps)
-        return math.ceil(self.config.num_train_epochs * an_epoch)
+        epochs: float = self.config.num_train_epochs
+        return math.ceil(epochs * an_epoch)
 
     @property
     def plain_model(self) -> PreTrainedModel:
