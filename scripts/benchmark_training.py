@@ -54,7 +54,7 @@ class Meter:
 
     def best(self, values: list[Any]) -> float:
         """Most of ``values`` a second in any round: what disturbs only slows down."""
-        return max(value / time for value, time in zip(values, self.times, strict=True))
+        return float(max(value / time for value, time in zip(values, self.times, strict=True)))
 
 
 def clock(device: str) -> float:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from .config import TrainConfig
 
@@ -39,13 +41,13 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
 class Muon(Optimizer):
     """Muon for groups with ``muon=True``, AdamW for the others; every group has its own ``lr``.
 
-    A Muon group's matrices are of shape (inputs, ``blocks`` * outputs); the blocks (query, key and value, which
-    GPT-2 keeps in one matrix) are orthogonalised each on its own.
+    A Muon group's matrices are of shape (inputs, ``blocks`` * outputs), or (outputs, inputs) if ``transposed``; the
+    blocks (query, key and value, which GPT-2 keeps in one matrix) are orthogonalised each on its own.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         defaults = {"lr": 1e-3, "muon": False, "momentum": 0.95, "betas": (0.9, 0.99), "eps": 1e-8}
-        super().__init__(groups, {**defaults, "weight_decay": 0.0, "blocks": 1})
+        super().__init__(groups, {**defaults, "weight_decay": 0.0, "blocks": 1, "transposed": False})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -67,6 +69,9 @@ class Muon(Optimizer):
         momentum, beta = state["momentum"], group["momentum"]
         momentum.lerp_(gradient, 1.0 - beta)
         ahead = torch.lerp(gradient, momentum, beta)  # Nesterov
+        if group["transposed"]:
+            rows, columns = ahead.shape[1], ahead.shape[0]
+            return orthogonalize(ahead) * math.sqrt(max(1.0, columns / rows))
         rows, columns = ahead.shape[0], ahead.shape[1] // group["blocks"]
         blocks = ahead.view(rows, group["blocks"], columns).transpose(0, 1)
         whole = orthogonalize(blocks).transpose(0, 1).reshape(parameter.shape)
@@ -87,24 +92,29 @@ class Muon(Optimizer):
         return update
 
 
-def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Groups of a GPT-2: matrices of the blocks by Muon, embeddings, biases and norms by AdamW."""
-    fused: list[Tensor] = []
-    matrices: list[Tensor] = []
-    embeddings: list[Tensor] = []
-    rest: list[Tensor] = []
-    for name, parameter in model.named_parameters():
-        if parameter.ndim < 2:
-            rest.append(parameter)
-        elif ".h." not in name:
-            embeddings.append(parameter)
-        else:
-            (fused if "c_attn" in name else matrices).append(parameter)
+def parameter_groups(model: PreTrainedModel, config: TrainConfig) -> list[dict[str, Any]]:
+    """Matrices inside the model by Muon; embeddings, the output layer, biases and norms by AdamW."""
+    outside = {id(parameter) for module in _embeddings(model) for parameter in module.parameters()}
+    inside: dict[str, list[Tensor]] = {"fused": [], "given": [], "transposed": []}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(module, Conv1D | nn.Linear) and id(weight) not in outside:
+            kind = "fused" if name.endswith("c_attn") else "given" if isinstance(module, Conv1D) else "transposed"
+            inside[kind].append(cast("Tensor", weight))
+    taken = {id(parameter) for parameters in inside.values() for parameter in parameters}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in taken]
     muon = {"muon": True, "lr": config.muon_learning_rate, "weight_decay": config.weight_decay}
     adam = {"lr": config.learning_rate, "betas": (config.adam_beta1, config.adam_beta2)}
-    return [
-        {"params": fused, "blocks": 3, **muon},
-        {"params": matrices, **muon},
-        {"params": embeddings, **adam, "weight_decay": config.weight_decay},
-        {"params": rest, **adam},
+    groups = [
+        {"params": inside["fused"], "blocks": 3, **muon},
+        {"params": inside["given"], **muon},
+        {"params": inside["transposed"], "transposed": True, **muon},
+        {"params": [p for p in others if p.ndim > 1], **adam, "weight_decay": config.weight_decay},
+        {"params": [p for p in others if p.ndim < 2], **adam},
     ]
+    return [group for group in groups if group["params"]]
+
+
+def _embeddings(model: PreTrainedModel) -> list[nn.Module]:
+    found = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    return [*found, *([head] if (head := model.get_output_embeddings()) is not None else [])]

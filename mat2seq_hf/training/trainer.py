@@ -76,9 +76,10 @@ class CrystalTrainer(Trainer):
         at_most: int = self.config.max_steps
         if at_most > 0:
             return at_most
-        an_epoch = math.ceil(len(self.batches) / self.config.world_size / self.config.gradient_accumulation_steps)
+        an_epoch: int = math.ceil(len(self.batches) / self.config.world_size / self.config.gradient_accumulation_steps)
         epochs: float = self.config.num_train_epochs
-        return math.ceil(epochs * an_epoch)
+        planned: int = math.ceil(epochs * an_epoch)
+        return planned
 
     @property
     def plain_model(self) -> PreTrainedModel:
@@ -110,10 +111,14 @@ class CrystalTrainer(Trainer):
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW, or Muon with AdamW, by ``config.optimizer``."""
+        if self.config.optimizer not in ("adamw", "muon"):
+            raise Mat2SeqError(f"optimizer {self.config.optimizer!r} is not one of adamw, muon")
         if self.config.optimizer == "muon" and self.optimizer is None:
             from .muon import Muon, parameter_groups
 
-            self.optimizer = Muon(parameter_groups(cast("torch.nn.Module", self.model), self.config))
+            if self.is_fsdp_enabled:
+                raise Mat2SeqError("muon needs whole matrices, which FSDP cuts: train with --optimizer adamw")
+            self.optimizer = Muon(parameter_groups(self.plain_model, self.config))
             return self.optimizer
         return super().create_optimizer(model)
 
