@@ -3,6 +3,7 @@ r"""Turn a checkpoint of a training run into a model folder with tokenizer, gene
     python scripts/export_model.py runs/mp_20_tiny -o mat2seq_hf/default_model --plain \
         --report report.json --facts model_cards/mp_20_tiny.json
     python scripts/export_model.py runs/mp_20_tiny -o my-model --temperature 0.7 --top-k 10
+    python scripts/export_model.py runs/mp_20_small -o my-model --dtype bfloat16 --shard-mb 15
 
 ``--plain`` leaves out the copied code: a folder inside the package does without. A card is written where the run has
 its ``run_record.json`` and an evaluation report is given (``scripts/evaluate_generation.py --report report.json``).
@@ -12,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -23,6 +26,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.5)
     parser.add_argument("--top-k", type=int, default=10)
     parser.add_argument("--max-atoms", type=int, default=20, help="atoms of the largest primitive cell in training")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the stored weights")
+    parser.add_argument("--shard-mb", type=int, help="largest file of weights, in MB (default: one file)")
     parser.add_argument("--plain", action="store_true", help="without copied code")
     parser.add_argument("--report", type=Path, help="evaluation report; with it a card is written")
     parser.add_argument("--record", type=Path, help="run record (default: RUN/run_record.json)")
@@ -38,17 +43,23 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def symprec_of(config: Any) -> float:
+    """The tolerance (angstrom) of the canonical form that a model was trained on."""
+    found = re.search(r"symprec=(\S+)", str((getattr(config, "mat2seq", None) or {}).get("scheme")))
+    return float(found[1]) if found else 0.01
+
+
 def main() -> None:
     """Write the folder and the card."""
     import torch
-    from transformers import GenerationConfig, GPT2LMHeadModel
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     from mat2seq_hf import build_tokenizer
     from mat2seq_hf.publishing.cards import public_record, render_model_card
     from mat2seq_hf.publishing.folder import save_model_folder
 
     options = parse_arguments()
-    model = GPT2LMHeadModel.from_pretrained(options.run, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(options.run, dtype=getattr(torch, options.dtype))
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=options.temperature,
@@ -58,7 +69,10 @@ def main() -> None:
         pad_token_id=model.config.pad_token_id,
     )
     model.config.mat2seq = {**model.config.mat2seq, "max_atoms": options.max_atoms}
-    save_model_folder(model, build_tokenizer(), options.output, with_code=not options.plain)
+    save_model_folder(model, build_tokenizer(symprec_of(model.config)), options.output, with_code=not options.plain)
+    if options.shard_mb is not None:
+        (options.output / "model.safetensors").unlink(missing_ok=True)
+        model.save_pretrained(options.output, max_shard_size=f"{options.shard_mb}MB")
     print(f"{options.output}: {sum(file.stat().st_size for file in options.output.iterdir()) / 1e6:.1f} MB")
     if options.report is None:
         return
