@@ -2,7 +2,8 @@
 
 The first row that reaches a state pays for working it out in Python; from then on a step of a whole batch is a handful
 of look-ups in integer tables. A run of tokens without a choice belongs to the node it leads to, so that a row inside
-such a run costs no new node at all.
+such a run costs no new node at all. And a number that is being written is a node of its own, whatever crystal it is
+for: crystals of formulas that were never seen before share the digits of their numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .choices import Key, token_set
-from .states import Done, Forced, State, next_key, next_state
+from .state_kinds import Context, Done, Forced, PartialNumber, State, Writing
+from .states import next_key, next_state, number_key
 from .vocabulary import PAD, TOKEN_IDS, TOKENS
 
 __all__ = ["Rows", "StateTable", "current_table"]
@@ -25,6 +27,7 @@ Integers = NDArray[np.int64]
 _PAD = TOKEN_IDS[PAD]
 _WIDTH = len(TOKENS)
 _MOST_NODES = 200_000  # about 2 kB each, mostly in the states themselves
+_NONE, _SAME = 0, -1  # no context; the context that was there before
 _MOST_MASKS = 10_000  # a row of biases takes 6 kB: 60 MB
 
 
@@ -42,8 +45,14 @@ class StateTable:
 
     A node is a run of forced tokens, often empty, and the state after it. Node 0 is the end: nothing follows it but
     padding. ``masks[mask[node]]`` are the tokens that can follow the run of a node, ascending; the number of a set with
-    a single token is that token. Nodes are entered when a row first reaches them, under a lock; a table that is full
-    is replaced by an empty one (see :func:`current_table`), and rows move over by themselves.
+    a single token is that token.
+
+    Where the state is a number that is being written, the node stands for the number alone. What it is a number of is
+    its context, numbered separately. As long as a token leaves the context as it is, it leads to the same node in
+    every context; where the number ends, the next node belongs to node, token and context together.
+
+    Nodes are entered when a row first reaches them, under a lock; a table that is full is replaced by an empty one (see
+    :func:`current_table`), and rows move over by themselves.
     """
 
     def __init__(self, most_nodes: int = _MOST_NODES, most_masks: int = _MOST_MASKS) -> None:
@@ -53,18 +62,24 @@ class StateTable:
         self.masks: list[Integers] = [np.array([token]) for token in range(_WIDTH)]
         self.ranks = np.full((_WIDTH + 256, _WIDTH), -1, dtype=np.int16)  # place of each token in a set, -1: not in it
         self.ranks[np.arange(_WIDTH), np.arange(_WIDTH)] = 0
-        self.states: list[State] = []
+        self.contexts: list[Context | None] = [None]
+        self._kinds: list[State | PartialNumber] = []  # state after the run of each node, without its context
         self._resize_nodes(np.empty((4, 4096), dtype=np.int64))
         self.runs = np.empty(1 << 14, dtype=np.int64)
-        self.next = np.full(1 << 18, -1, dtype=np.int32)  # successors, -1: not met yet
+        self.next = np.full(1 << 18, -1, dtype=np.int32)  # successors, -1: not met yet, or a question of the context
+        self.next_context = np.full(1 << 18, _SAME, dtype=np.int32)
         self.cache: dict[Any, Any] = {}  # what others derive from the table and want to keep with it
         self._numbers: dict[Key, int] = {}
-        self._nodes: dict[State, int] = {}
+        self._sets: dict[PartialNumber, int] = {}
+        self._nodes: dict[tuple[tuple[int, ...], State | PartialNumber], int] = {}
+        self._context_numbers: dict[Context, int] = {}
+        self._known: dict[State, tuple[int, int]] = {}
+        self._ends: dict[tuple[int, int], tuple[int, int]] = {}  # successors that depend on the context, too
         self._runs_filled = self._next_filled = 0
         self.node(Done())
 
     def __len__(self) -> int:
-        return len(self.states)
+        return len(self._kinds)
 
     def _resize_nodes(self, facts: Integers) -> None:
         """Facts about the nodes: number of the set, where successors and run begin, and the length of the run."""
@@ -74,42 +89,60 @@ class StateTable:
     @property
     def is_full(self) -> bool:
         """Whether a fresh table should take over."""
-        return len(self.states) >= self.most_nodes or len(self.masks) >= self.most_masks
+        return len(self) + len(self._ends) >= self.most_nodes or len(self.masks) >= self.most_masks
 
-    def node(self, state: State) -> int:
-        """Number of a state, which is entered if it is new."""
-        known = self._nodes.get(state)
-        if known is not None:
-            return known
-        with self.lock:
-            return self._enter(state)
+    def node(self, state: State) -> tuple[int, int]:
+        """Numbers of a state's node and context, which are entered if they are new."""
+        known = self._known.get(state)
+        if known is None:
+            with self.lock:
+                known = self._known[state] = self._enter(state)
+        return known
 
-    def follow(self, node: int, token: int) -> int:
-        """Node after the run of ``node`` and one more token, which must be in its set."""
-        with self.lock:
-            place = int(self.base[node]) + int(self.ranks[self.mask[node], token])
-            if self.next[place] < 0:
-                self.next[place] = self.node(next_state(self.states[node], token))
-            return int(self.next[place])
+    def state(self, node: int, context: int) -> State:
+        """State after the run of a node."""
+        kind, of = self._kinds[node], self.contexts[context]
+        return kind if of is None else Writing(kind, of)  # type: ignore[return-value, arg-type]
 
-    def _enter(self, state: State) -> int:
+    def follow(self, node: int, context: int, token: int) -> tuple[int, int]:
+        """Node and context after the run of ``node`` and one more token, which must be in its set."""
+        place = int(self.base[node]) + int(self.ranks[self.mask[node], token])
+        known = self._ends.get((place, context))
+        if known is None:
+            with self.lock:
+                known = self._enter(next_state(self.state(node, context), token))
+                if context == _NONE or known[1] == context:
+                    self.next_context[place] = known[1] if context == _NONE else _SAME
+                    self.next[place] = known[0]
+                else:
+                    self._ends[place, context] = known
+        return known
+
+    def _enter(self, state: State) -> tuple[int, int]:
         run: list[int] = []
-        then = state
         while True:
-            if isinstance(then, Forced):
-                run += then.tokens
-                then = then.then
+            if isinstance(state, Forced):
+                run += state.tokens
+                state = state.then
                 continue
-            key = next_key(then)
-            number = _PAD if isinstance(then, Done) else self._mask(key)
-            if isinstance(then, Done) or number >= _WIDTH:
+            number = self._mask(state)
+            if isinstance(state, Done) or number >= _WIDTH:
                 break
             run.append(number)
-            then = next_state(then, number)
-        return self._append(state, run, then, number)
+            state = next_state(state, number)
+        kind: State | PartialNumber = state
+        context = _NONE
+        if isinstance(state, Writing):
+            kind = state.number
+            context = self._context_numbers.setdefault(state.context, len(self.contexts))
+            if context == len(self.contexts):
+                self.contexts.append(state.context)
+        key = (tuple(run), kind)
+        node = self._nodes.get(key)
+        return self._append(*key, number) if node is None else node, context
 
-    def _append(self, state: State, run: list[int], then: State, mask: int) -> int:
-        node, choices = len(self.states), len(self.masks[mask])
+    def _append(self, run: tuple[int, ...], kind: State | PartialNumber, mask: int) -> int:
+        node, choices = len(self._kinds), len(self.masks[mask])
         if node == self._facts.shape[1]:
             self._resize_nodes(np.concatenate([self._facts, np.empty_like(self._facts)], axis=1))
         self._facts[:, node] = mask, self._next_filled, self._runs_filled, len(run)
@@ -118,15 +151,27 @@ class StateTable:
         self.runs[self._runs_filled : self._runs_filled + len(run)] = run
         self._runs_filled += len(run)
         if self._next_filled + choices > len(self.next):
+            self.next_context = np.concatenate([self.next_context, np.full_like(self.next, _SAME)])
             self.next = np.concatenate([self.next, np.full_like(self.next, -1)])
-        if isinstance(then, Done):  # nothing but padding follows the end, which is node 0
+        if isinstance(kind, Done):  # nothing but padding follows the end, which is node 0
             self.next[self._next_filled] = 0
         self._next_filled += choices
-        self.states.append(then)
-        self._nodes[state] = node
+        self._kinds.append(kind)
+        self._nodes[run, kind] = node
         return node
 
-    def _mask(self, key: Key) -> int:
+    def _mask(self, state: State) -> int:
+        """Number of the set of tokens that can follow; of a forced one it is the token itself."""
+        if isinstance(state, Done):
+            return _PAD
+        if not isinstance(state, Writing):
+            return self._numbered(next_key(state))
+        number = self._sets.get(state.number)
+        if number is None:
+            number = self._sets[state.number] = self._numbered(number_key(state.number))
+        return number
+
+    def _numbered(self, key: Key) -> int:
         if isinstance(key, int):
             return key
         number = self._numbers.get(key)
@@ -172,6 +217,7 @@ class Rows:
     Attributes:
         table: the table that ``nodes`` refers to.
         nodes: node of each row, shape (rows,).
+        contexts: what the number that a row is writing belongs to, shape (rows,).
         places: how many tokens of the node's run are written, shape (rows,).
 
     Example:
@@ -182,11 +228,12 @@ class Rows:
 
     def __init__(self, states: Sequence[State]) -> None:
         self.table = current_table()
-        known: dict[int, int] = {}  # rows of one prompt share the object
+        known: dict[int, tuple[int, int]] = {}  # rows of one prompt share the object
         for state in states:
             if id(state) not in known:
                 known[id(state)] = self.table.node(state)
-        self.nodes = np.array([known[id(state)] for state in states], dtype=np.int64)
+        numbers = np.array([known[id(state)] for state in states], dtype=np.int64).reshape(-1, 2)
+        self.nodes, self.contexts = numbers.T.copy()
         self.places = np.zeros(len(states), dtype=np.int64)
 
     def __len__(self) -> int:
@@ -196,13 +243,14 @@ class Rows:
         """The rows with these numbers, in this order, as rows of their own."""
         taken = Rows([])
         taken.table, taken.nodes, taken.places = self.table, self.nodes[index], self.places[index]
+        taken.contexts = self.contexts[index]
         return taken
 
     def put(self, index: Integers, rows: Rows) -> None:
         """Let these rows stand where ``rows`` do."""
         if self.table is not rows.table:
             self._move()
-        self.nodes[index], self.places[index] = rows.nodes, rows.places
+        self.nodes[index], self.places[index], self.contexts[index] = rows.nodes, rows.places, rows.contexts
 
     @property
     def pending(self) -> Integers:
@@ -248,24 +296,30 @@ class Rows:
         expected = table.runs[np.where(forced, table.run_start[nodes] + self.places, 0)]
         ranks = table.ranks[table.mask[nodes], tokens]
         legal = np.where(forced, expected == tokens, ranks >= 0)
-        after = np.where(forced, nodes, table.next[np.where(forced | (ranks < 0), 0, table.base[nodes] + ranks)])
-        after[~legal] = 0
-        for row in np.flatnonzero(after < 0).tolist():  # states that no row has met before
-            after[row] = table.follow(int(nodes[row]), int(tokens[row]))
-        self.nodes = after.astype(np.int64)
+        stays = forced | (ranks < 0)
+        at = np.where(stays, 0, table.base[nodes] + ranks)
+        after = np.where(forced, nodes, table.next[at])
+        contexts = table.next_context[at]
+        contexts = np.where(stays | (contexts == _SAME), self.contexts, contexts)
+        after[~legal] = contexts[~legal] = 0
+        new = np.flatnonzero(after < 0)  # states that no row has met before, and ends of numbers
+        if len(new):
+            triples = zip(nodes[new].tolist(), self.contexts[new].tolist(), tokens[new].tolist(), strict=True)
+            after[new], contexts[new] = zip(*(table.follow(*triple) for triple in triples), strict=True)
+        self.nodes, self.contexts = after.astype(np.int64), contexts.astype(np.int64)
         self.places = np.where(forced & legal, self.places + 1, 0)
 
     def states(self) -> list[State]:
         """State of each row."""
         found: list[State] = []
-        pairs = zip(self.nodes.tolist(), self.places.tolist(), strict=True)
-        for node, place in pairs:
+        for node, place, context in zip(*(a.tolist() for a in (self.nodes, self.places, self.contexts)), strict=True):
             start, length = int(self.table.run_start[node]), int(self.table.run_length[node])
             run = tuple(self.table.runs[start + place : start + length].tolist())
-            found.append(Forced(run, self.table.states[node]) if run else self.table.states[node])
+            state = self.table.state(node, context)
+            found.append(Forced(run, state) if run else state)
         return found
 
     def _move(self) -> None:
         """Go on in the table that has taken over."""
         moved = Rows(self.states())
-        self.table, self.nodes, self.places = moved.table, moved.nodes, moved.places
+        self.table, self.nodes, self.places, self.contexts = moved.table, moved.nodes, moved.places, moved.contexts

@@ -24,6 +24,7 @@ __all__ = [
     "remembered",
     "signed_range",
     "token_set",
+    "with_head",
 ]
 
 #: A token id (the only choice), a tuple of token ids, or the name of a family of sets followed by its parameters.
@@ -51,12 +52,17 @@ def _is_alive(values: Values, head: int) -> bool:
     return any(value not in values.bad and value not in _IS_FRACTION for value in range(start, stop + 1))
 
 
+def with_head(values: Values, head: int) -> Values:
+    """The allowed values that have these first two decimals."""
+    start, stop = max(values.low, head * _HEAD), min(values.high, head * _HEAD + _HEAD - 1)
+    return Values(start, stop, frozenset(value for value in values.bad if start <= value <= stop))
+
+
 def coordinate_key(values: Values, head: int | None) -> Key:
     """Set of first tokens of the allowed coordinates, or of second ones after ``head``, the first two decimals."""
     low, high, bad = values
     if head is not None:
-        start, stop = max(low, head * _HEAD), min(high, head * _HEAD + _HEAD - 1)
-        return ("tails", start, stop, frozenset(value for value in bad if start <= value <= stop))
+        return ("tails", *with_head(values, head))
     fractions = tuple(value for value in _FRACTIONS if value in values)
     first, last = low // _HEAD, high // _HEAD
     if not _is_alive(values, first):

@@ -16,7 +16,7 @@ The answer for one coordinate takes into account that the others must still be p
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -68,26 +68,45 @@ class Need(NamedTuple):
 class _Congruences:
     """Congruences ``known @ point_known + column * value = constant (mod 9600)`` for one unknown value.
 
-    Each group of three has one row whose ``factor`` is not zero; the unknown is read off that row, at most ``ways``
-    values, and checked in all three. Shapes: known (s, 3, k), column (s, 3), constant (s, 3), row and factor (s,).
+    Each group of three has one row whose factor is not zero; the unknown is read off that row, a few values that stand
+    ``steps`` apart, and checked in all three.
+
+    Attributes:
+        known, column, constant: shapes (s, 3, k), (s, 3), (s, 3).
+        pivot: index of the row that the unknown is read off, as a pair of index arrays.
+        sign, size: of the factor in that row, shape (s,).
+        steps: shape (s, ways).
+        always: solutions of the groups that do not depend on what is known; they are not among the others.
     """
 
     known: Integers
     column: Integers
     constant: Integers
-    row: Integers
-    factor: Integers
-    ways: int
+    pivot: tuple[Integers, Integers]
+    sign: Integers
+    size: Integers
+    steps: Integers
+    always: frozenset[int] = _NOTHING
+
+    @classmethod
+    def of(cls, known: Integers, column: Integers, constant: Integers) -> _Congruences:
+        """Of groups in which the unknown occurs."""
+        row = np.argmin(np.where(column == 0, COORDINATE_GRID, np.abs(column)), axis=1)
+        pivot = (np.arange(len(row)), row)
+        size = np.abs(column[pivot])
+        steps = np.arange(size.max(initial=0)) * (COORDINATE_GRID // size)[:, None]
+        return cls(known, column, constant, pivot, np.sign(column[pivot]), size, steps)
 
     def solve(self, values: list[int]) -> frozenset[int]:
         """All values of the unknown that satisfy one group of three."""
+        if not len(self.size):
+            return self.always
         right = self.constant - self.known @ np.array(values, dtype=np.int64)
-        pivot = np.take_along_axis(right, self.row[:, None], axis=1)[:, 0]
-        size = np.abs(self.factor)
-        base = (np.sign(self.factor) * pivot) % COORDINATE_GRID // size
-        tries = (base[:, None] + np.arange(self.ways) * (COORDINATE_GRID // size)[:, None]) % COORDINATE_GRID
+        base = self.sign * right[self.pivot] % COORDINATE_GRID // self.size
+        tries = (base[:, None] + self.steps) % COORDINATE_GRID
         misses = (self.column[:, None, :] * tries[:, :, None] - right[:, None, :]) % COORDINATE_GRID
-        return frozenset(tries[~misses.any(axis=2)].tolist())
+        found = tries[~misses.any(axis=2)].tolist()
+        return self.always.union(found) if found else self.always
 
 
 @dataclass(frozen=True)
@@ -145,10 +164,11 @@ class FreePosition:
         if not chosen.any():
             return None
         systems, constants = self.systems[chosen], self.constants[chosen]
-        column = systems[:, :, index]
-        row = np.argmin(np.where(column == 0, COORDINATE_GRID, np.abs(column)), axis=1)
-        factor = np.take_along_axis(column, row[:, None], axis=1)[:, 0]
-        return _Congruences(systems[:, :, list(known)], column, constants, row, factor, int(np.abs(factor).max()))
+        coefficients, column = systems[:, :, list(known)], systems[:, :, index]
+        depends = coefficients.any(axis=(1, 2))
+        fixed = _Congruences.of(coefficients[~depends], column[~depends], constants[~depends])
+        others = _Congruences.of(coefficients[depends], column[depends], constants[depends])
+        return replace(others, always=fixed.solve([0] * len(known)))
 
 
 def _collapse(rotations: Integers, shifts: Integers, matrix: Integers, shift: Integers) -> tuple[Integers, Integers]:

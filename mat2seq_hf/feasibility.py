@@ -202,13 +202,16 @@ def next_letters(number: int, count: int, first: int, used: int, later: Counts) 
     """
     group = _sizes(number)
     later = tuple(sorted(later))
+    others_free = all(group.free_sums[0] >> n & 1 for n in later)
     found = []
     for letter in range(first, len(group.sizes)):
         left = count - group.sizes[letter]
         if left < 0 or (not group.is_free[letter] and used >> letter & 1):
             continue
         free = group.is_free[letter]
-        if _completes(number, left, letter if free else letter + 1, used if free else used | 1 << letter, later):
+        after = letter if free else letter + 1
+        all_free = others_free and group.free_sums[after] >> left & 1  # nothing fixed is needed: no search
+        if all_free or _completes(number, left, after, used if free else used | 1 << letter, later):
             found.append(letter)
     return tuple(found)
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from .choices import Key, token_set
 from .errors import DecodeError, SchemeMismatchError
 from .prompts import Prompt, make_plan
-from .states import Done, State, initial_state, next_key, next_state
+from .state_kinds import Done, State
+from .states import initial_state, next_key, next_state
 from .vocabulary import MAX_ATOMS, TOKEN_IDS, TOKENS
 
 __all__ = ["Done", "Grammar", "Prompt", "State"]

@@ -1,14 +1,9 @@
-"""States of the grammar: what is written, what can follow, and where a token leads.
-
-A state is a small hashable value. A run of tokens without a choice (tied lattice parameters, dependent coordinates,
-the next element) is a :class:`Forced` state, so a caller can append it without asking a model.
-"""
+"""What can follow each state of the grammar, and where a token leads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import NamedTuple
 
 from .choices import (
     LENGTHS,
@@ -20,13 +15,29 @@ from .choices import (
     length_key,
     number_tokens,
     remembered,
+    with_head,
 )
-from .coordinates import Need, Point, Values, free_position, has_room, next_values, orbit_points
+from .coordinates import Need, Point, free_position, has_room, next_values, orbit_points
 from .elements import ELEMENTS
 from .feasibility import next_letters, trailing_sites
 from .grid import COORDINATE_GRID, angle_word, coordinate_word, length_word, parse_coordinate
 from .operations import crystal_system, points_per_primitive
 from .prompts import Plan
+from .state_kinds import (
+    Coordinate,
+    Crystal,
+    Done,
+    Fields,
+    Forced,
+    Formula,
+    Lattice,
+    Number,
+    PartialNumber,
+    Place,
+    Site,
+    State,
+    Writing,
+)
 from .vocabulary import (
     CRYSTAL_SYSTEMS,
     END_OF_FIELDS,
@@ -42,7 +53,7 @@ from .vocabulary import (
 )
 from .wyckoff import wyckoff_positions
 
-__all__ = ["Done", "Forced", "State", "initial_state", "next_key", "next_state"]
+__all__ = ["initial_state", "next_key", "next_state", "number_key"]
 
 _ELEMENT_IDS = tuple(TOKEN_IDS[symbol] for symbol in ELEMENTS)
 _RANKS = {token: rank for rank, token in enumerate(_ELEMENT_IDS)}
@@ -57,96 +68,16 @@ _PIECE_IDS = tuple(TOKEN_IDS[f"##{number:02d}"] for number in range(100))
 _ANY_LENGTH = (2, 0)  # pieces of a length that no limit is near to
 
 
-class Crystal(NamedTuple):
-    """Space group and formula: ranks of the elements and their counts in the primitive cell."""
-
-    number: int
-    ranks: tuple[int, ...]
-    counts: tuple[int, ...]
+@lru_cache(maxsize=COORDINATE_GRID)
+def _coordinate_tokens(value: int) -> tuple[int, ...]:
+    return tuple(tokenize(coordinate_word(value)))
 
 
-class Done(NamedTuple):
-    """The text is complete and its end token is written."""
-
-
-class Forced(NamedTuple):
-    """A run of tokens without a choice, and the state after it."""
-
-    tokens: tuple[int, ...]
-    then: State
-
-
-class Fields(NamedTuple):
-    """Prefix fields of any value: tokens since the last field began, and the index of that field."""
-
-    plan: Plan
-    field: int
-    written: tuple[int, ...]
-
-
-class Formula(NamedTuple):
-    """The formula so far; the count of the last element is still to come if there are more ranks than counts.
-
-    ``head`` is the two-digit piece of a count to which a third digit may be added, else 0.
-    """
-
-    plan: Plan
-    ranks: tuple[int, ...] = ()
-    counts: tuple[int, ...] = ()
-    head: int = 0
-
-
-class Number(NamedTuple):
-    """A property of which a range is asked: limits in hundredths, the token of its whole part, the prefix after it."""
-
-    plan: Plan
-    low: int
-    high: int
-    whole: int | None
-    rest: tuple[int | tuple[int, int], ...]
-
-
-class Lattice(NamedTuple):
-    """A free lattice parameter between ``low`` and ``high``, its pieces so far, and the parameters before it."""
-
-    crystal: Crystal
-    values: tuple[int, ...]
-    low: int
-    high: int
-    pieces: tuple[int, ...]
-
-
-class Place(NamedTuple):
-    """The Wyckoff position of the next site is to come.
-
-    Attributes:
-        crystal: space group and formula.
-        element: index of the current element.
-        left: its atoms still to be placed, in the primitive cell.
-        letter: index of the letter of its last site, -1 if it has none.
-        used: bit set of the letters of fixed positions that are taken.
-        placed: letter and point of every site on a free position, in order.
-    """
-
-    crystal: Crystal
-    element: int
-    left: int
-    letter: int
-    used: int
-    placed: tuple[tuple[int, Point], ...]
-
-
-class Coordinate(NamedTuple):
-    """A free coordinate: what is known of the point, the values allowed next, the first two decimals if written."""
-
-    place: Place  # as it is once the site is written, its point excepted
-    need: Need
-    known: Point
-    values: Values
-    head: int | None
-
-
-State = Done | Forced | Fields | Number | Formula | Lattice | Place | Coordinate
+@lru_cache(maxsize=4096)
+def _fixed_point(number: int, letter: int) -> tuple[int, ...]:
+    """Tokens of the coordinates of a position that has no free one."""
+    shifts = wyckoff_positions(number)[letter].shift24
+    return tuple(token for shift in shifts for token in _coordinate_tokens(shift * COORDINATE_GRID // 24))
 
 
 def _forced(tokens: Iterable[int], then: State) -> State:
@@ -227,7 +158,7 @@ def _next_parameter(crystal: Crystal, values: tuple[int, ...]) -> State:
     while len(values) < 6:
         parameter = lattice_parameter(system, values)
         if isinstance(parameter, tuple):
-            return _forced(tokens, Lattice(crystal, remembered(system, values), *parameter, ()))
+            return _forced(tokens, Writing(Lattice(system, remembered(system, values), *parameter, ()), crystal))
         tokens += tokenize(length_word(parameter) if len(values) < 3 else angle_word(parameter))
         values = (*values, parameter)
     first = Place(crystal, 0, crystal.counts[0], -1, 0, ())
@@ -243,24 +174,23 @@ def _lattice_key(state: Lattice) -> Key:
 
 def _ties(state: Lattice) -> bool:
     """Whether a later parameter depends on this length."""
-    system = crystal_system(state.crystal.number)
-    return system == "triclinic" or (not state.values and system not in ("monoclinic", "orthorhombic"))
+    return state.system == "triclinic" or (not state.values and state.system not in ("monoclinic", "orthorhombic"))
 
 
-def _after_lattice(state: Lattice, token: int) -> State:
+def _after_lattice(state: Lattice, crystal: Crystal, token: int) -> State:
     word = TOKENS[token]
     is_angle = len(state.values) >= 3
     if word in ("90", "120"):
-        return _next_parameter(state.crystal, (*state.values, int(word) * 100))
+        return _next_parameter(crystal, (*state.values, int(word) * 100))
     pieces = (*state.pieces, int(word.strip("#.")))
     if len(pieces) < (2 if is_angle else 3):
         if not is_angle and (state.low, state.high) == LENGTHS and not _ties(state):
             pieces = _ANY_LENGTH[: len(pieces)]
-        return Lattice(state.crystal, state.values, state.low, state.high, pieces)
+        return Writing(state._replace(pieces=pieces), crystal)
     value = 0
     for piece in pieces:
         value = value * 100 + piece
-    return _next_parameter(state.crystal, (*state.values, value))
+    return _next_parameter(crystal, (*state.values, value))
 
 
 @lru_cache(maxsize=4096)
@@ -300,19 +230,18 @@ def _next_coordinate(place: Place, need: Need, known: Point) -> State:
     """State after the entries of a point that are known: its next free coordinate, or the next site."""
     position = wyckoff_positions(place.crystal.number)[place.letter]
     if position.freedom == 0:
-        words = (coordinate_word(shift * COORDINATE_GRID // 24) for shift in position.shift24)
-        return _forced(tokenize(" ".join(words)), _next_site(place))
+        return _forced(_fixed_point(place.crystal.number, place.letter), _next_site(place))
     free = free_position(place.crystal.number, place.letter)
     start = free.axes[len(known) - 1] + 1 if known else 0
     stop = free.axes[len(known)] if len(known) < len(free.axes) else 3
-    words = (coordinate_word(free.coordinate(axis, known)) for axis in range(start, stop))
+    tokens = (token for axis in range(start, stop) for token in _coordinate_tokens(free.coordinate(axis, known)))
     if stop == 3:
         crystal, element, left, letter, used, placed = place
         after = _next_site(Place(crystal, element, left, letter, used, (*placed, (letter, known))))
     else:
         values = next_values(place.crystal.number, place.letter, need, known)
-        after = Coordinate(place, need, known, values, None)
-    return _forced(tokenize(" ".join(words)), after)
+        after = Writing(Coordinate(values, None), Site(place, need, known))
+    return _forced(tokens, after)
 
 
 def _next_site(place: Place) -> State:
@@ -326,15 +255,16 @@ def _next_site(place: Place) -> State:
     return Forced((_ELEMENT_IDS[crystal.ranks[element]],), after)
 
 
-def _after_coordinate(state: Coordinate, token: int) -> State:
+def _after_coordinate(state: Coordinate, site: Site, token: int) -> State:
     word = TOKENS[token]
     if state.head is not None:
         value = parse_coordinate(f"0.{state.head:02d}{word[2:]}")
     elif word.startswith("0."):
-        return Coordinate(state.place, state.need, state.known, state.values, int(word[2:]))
+        head = int(word[2:])
+        return Writing(Coordinate(with_head(state.values, head), head), site)
     else:
         value = parse_coordinate(word)
-    return _next_coordinate(state.place, state.need, (*state.known, value))
+    return _next_coordinate(site.place, site.need, (*site.known, value))
 
 
 def initial_state(plan: Plan) -> State:
@@ -354,15 +284,29 @@ def _after_prefix(plan: Plan, prefix: tuple[int | tuple[int, int], ...]) -> Stat
     return _forced(tokens, Formula(plan))
 
 
+def number_key(number: PartialNumber) -> Key:
+    """Key of the set of tokens with which a number can go on."""
+    if isinstance(number, Lattice):
+        return _lattice_key(number)
+    return coordinate_key(number.values, number.head)
+
+
+def _after_number(state: Writing, token: int) -> State:
+    number, context = state
+    if isinstance(number, Lattice):
+        assert isinstance(context, Crystal)
+        return _after_lattice(number, context, token)
+    assert isinstance(context, Site)
+    return _after_coordinate(number, context, token)
+
+
 def next_key(state: State) -> Key:
     """Key of the set of tokens that can follow (see :func:`~mat2seq_hf.choices.token_set`)."""
     match state:
         case Forced():
             return state.tokens[0]
-        case Coordinate():
-            return coordinate_key(state.values, state.head)
-        case Lattice():
-            return _lattice_key(state)
+        case Writing():
+            return number_key(state.number)
         case Place():
             return _place_choices(state)
         case Number():
@@ -380,10 +324,8 @@ def next_state(state: State, token: int) -> State:
     match state:
         case Forced():
             return Forced(state.tokens[1:], state.then) if len(state.tokens) > 1 else state.then
-        case Coordinate():
-            return _after_coordinate(state, token)
-        case Lattice():
-            return _after_lattice(state, token)
+        case Writing():
+            return _after_number(state, token)
         case Place():
             return _next_coordinate(*_occupy(state, _letters(state.crystal.number)[token]), ())
         case Number():

@@ -18,8 +18,8 @@ CORE = (
     *("errors", "elements", "tables", "wyckoff", "grid", "vocabulary", "sequence", "operations", "lattice"),
     *("cif_reading", "reduction", "cell", "symmetry", "normalizer", "forms", "canonical", "cif", "coordinates"),
     "feasibility",
-    *("prompts", "choices", "states", "grammar", "automaton", "tokenizer", "constraints", "sampling", "presets"),
-    *("samples", "pipeline"),
+    *("prompts", "choices", "state_kinds", "states", "grammar", "automaton", "tokenizer", "constraints", "sampling"),
+    *("presets", "samples", "pipeline"),
 )
 #: Modules and folders that only the installed package needs, from the bottom up.
 ABOVE = (
