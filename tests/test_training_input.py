@@ -98,6 +98,26 @@ def test_an_incomplete_checkpoint_cannot_be_asked_for(run_arguments: list[str], 
         train(parse_config([*run_arguments, f"--output_dir={tmp_path / 'run'}", asked]))
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_checkpoint_with_a_file_cut_short_is_passed_over(tmp_path: Path, name: str) -> None:
+    for step in (4, 8):
+        folder = _saved(tmp_path / f"checkpoint-{step}")
+        torch.save({"step": step}, folder / "optimizer.pt")
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+    whole = (tmp_path / "checkpoint-8" / name).read_bytes()
+    (tmp_path / "checkpoint-8" / name).write_bytes(whole[: len(whole) // 2])
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+
+
+@pytest.mark.parametrize(
+    "option", ["--eval_crystals=0", "--sample_temperature=0", "--batch_tokens=-1", "--optimizer=sgd", "--batching=no"]
+)
+def test_impossible_settings_are_named_before_anything_is_read(option: str, tmp_path: Path) -> None:
+    with pytest.raises(Mat2SeqError, match=option[2:].split("=", maxsplit=1)[0]):
+        _config("--train_data=a", f"--output_dir={tmp_path}", option)
+
+
 # --- corpora ------------------------------------------------------------------------------------------------------
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from ..errors import Mat2SeqError
 
@@ -22,13 +23,29 @@ logger = logging.getLogger(__name__)
 def read_state(checkpoint: str | Path) -> dict[str, Any] | None:
     """What ``trainer_state.json`` says; None if the checkpoint is incomplete.
 
-    That file is written last; one that is missing or cut short marks a run that was killed while saving.
+    That file is written last; one that is missing or cut short marks a run that was killed while saving. After a power
+    failure others may be cut short, too.
     """
     try:
         state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return state if isinstance(state, dict) and isinstance(state.get("global_step"), int) else None
+    if not isinstance(state, dict) or not isinstance(state.get("global_step"), int):
+        return None
+    return state if all(map(_is_whole, Path(checkpoint).iterdir())) else None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file of weights or of the optimizer has the end that its beginning announces."""
+    if path.suffix == ".pt":
+        return zipfile.is_zipfile(path)
+    if path.suffix != ".safetensors":
+        return True
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def last_complete_checkpoint(folder: str | Path) -> str | None:
@@ -48,10 +65,26 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
 
 
 def remove_incomplete_checkpoints(folder: str | Path) -> None:
-    """Delete what a killed or failed saving left: it is of no use and takes up the room of the next one."""
+    """Delete what a killed or failed saving left: it is of no use and takes up the room of the next one.
+
+    Only what certainly is no checkpoint: one that cannot be read just now stays.
+    """
     for path in Path(folder).glob("checkpoint-*"):
-        if path.is_dir() and read_state(path) is None:
+        state = path / "trainer_state.json"
+        try:
+            unusable = path.is_dir() and (not state.is_file() or not _is_json(state.read_text(encoding="utf-8")))
+        except OSError:
+            continue
+        if unusable:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 @contextmanager

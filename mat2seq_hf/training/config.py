@@ -15,6 +15,20 @@ from .recipes import load_recipe
 __all__ = ["TrainConfig", "parse_config"]
 
 
+_LEAST = {
+    "batch_tokens": 1,
+    "row_length": 2,
+    "eval_crystals": 1,
+    "group_crystals": 1,
+    "sample_formulas": 0,
+    "sample_temperature": 1e-3,
+    "sample_top_k": 0,
+    "dropout": 0.0,
+    "muon_learning_rate": 0.0,
+}
+_NAMES = {"optimizer": ("adamw", "muon"), "batching": ("auto", "bucketed", "packed")}
+
+
 @dataclass
 class TrainConfig(TrainingArguments):
     """Everything a training run is given; every field of :class:`~transformers.TrainingArguments` is an option too.
@@ -93,6 +107,12 @@ class TrainConfig(TrainingArguments):
     remove_unused_columns: bool = False
 
     def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if not getattr(self, name) >= least:
+                raise Mat2SeqError(f"{name} is {getattr(self, name)!r}, it must be at least {least}")
+        for name, names in _NAMES.items():
+            if getattr(self, name) not in names:
+                raise Mat2SeqError(f"{name} {getattr(self, name)!r} is not one of {', '.join(names)}")
         if self.report_to == "auto":
             self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
         on_gpu = torch.cuda.is_available() and not self.use_cpu

@@ -111,8 +111,6 @@ class CrystalTrainer(Trainer):
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW, or Muon with AdamW, by ``config.optimizer``."""
-        if self.config.optimizer not in ("adamw", "muon"):
-            raise Mat2SeqError(f"optimizer {self.config.optimizer!r} is not one of adamw, muon")
         if self.config.optimizer == "muon" and self.optimizer is None:
             from .muon import Muon, parameter_groups
 
