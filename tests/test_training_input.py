@@ -91,6 +91,11 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_good_one(run_argume
     assert train(parse_config(arguments))["steps"] == 40
 
 
+def test_an_output_folder_that_is_a_file_is_refused(run_arguments: list[str], tmp_path: Path) -> None:
+    with pytest.raises(Mat2SeqError, match=r"config\.json is a file"):
+        train(parse_config([*run_arguments, f"--output_dir={tmp_path / 'start' / 'config.json'}"]))
+
+
 def test_an_incomplete_checkpoint_cannot_be_asked_for(run_arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
     asked = f"--resume_from_checkpoint={tmp_path / 'run' / 'checkpoint-3'}"
@@ -161,10 +166,12 @@ def test_crystals_are_prepared_and_a_tenth_is_held_out(tmp_path: Path, crystals:
     assert again.train.fingerprint == data.train.fingerprint
 
 
-@pytest.mark.parametrize("given", ["nothing/there", "empty"])
+@pytest.mark.parametrize("given", ["nothing/there", "empty", "broken"])
 def test_data_that_are_not_there_are_named(tmp_path: Path, given: str) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(Mat2SeqError, match=r"does not exist|no crystals|nothing"):
+    for name in ("empty", "broken"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "broken" / "a.cif").write_text("data_nothing\n_cell_length_a 1\n")
+    with pytest.raises(Mat2SeqError, match=f"{given}.*does not exist|no crystals in .*{given}|none of .*{given}"):
         load_data(_config(f"--train_data={tmp_path / given}", f"--output_dir={tmp_path / 'run'}"), 512)
 
 

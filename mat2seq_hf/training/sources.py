@@ -60,6 +60,10 @@ def _prepared(source: str, split: str, config: TrainConfig) -> Path:
                 "%d crystals read, %d encoded, %d set aside (see rejected.csv there)",
                 *(report.read, report.encoded, report.rejected),
             )
+            if not report.encoded:
+                raise Mat2SeqError(
+                    f"none of the {report.read} entries of {source} is a crystal: {folder / 'rejected.csv'} says why"
+                )
     return folder
 
 

@@ -155,6 +155,11 @@ class CrystalTrainer(Trainer):
         with guarded_saving(str(self.config.output_dir)):
             super()._save_checkpoint(model, trial)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        tied = set(self.plain_model._tied_weights_keys or ())  # not stored: the embeddings are the output layer
+        load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the seconds of training to each entry, over all restarts (what was lost to a kill is not counted)."""
         if self._earlier_seconds is None:
@@ -176,10 +181,12 @@ def _checkpoint_to_resume(config: TrainConfig) -> str | None:
     """The checkpoint to go on from.
 
     Raises:
-        Mat2SeqError: the one that was asked for is incomplete, or the folder holds another run that would be
-            overwritten.
+        Mat2SeqError: the one that was asked for is incomplete, the folder holds another run that would be overwritten,
+            or it is no folder.
     """
     wanted, folder = config.resume_from_checkpoint, Path(str(config.output_dir))
+    if folder.exists() and not folder.is_dir():
+        raise Mat2SeqError(f"--output_dir {folder} is a file")
     if wanted == "auto":
         return last_complete_checkpoint(folder)
     if wanted is not None:
