@@ -172,11 +172,12 @@ def train_arm(options: argparse.Namespace, name: str, seed: int) -> tuple[dict[s
     from mat2seq_hf.training.packing import BatchPlan
     from mat2seq_hf.training.trainer import train
 
-    arm, folder = ARMS[name], options.work / f"{name}_seed{seed}"
+    arm = ARMS[name]
     data = {split: corpus_of(options, arm, split) for split in ("train", "val")}
     corpus = load_corpus(data["train"], max_length=512, scheme=scheme_fingerprint(arm.symprec))
     plan = BatchPlan(corpus.lengths, batch_tokens=2048)
     budget = options.raw_tokens if arm.raw else options.tokens
+    folder: Path = options.work / f"{name}_{options.width}_{budget:.0f}_seed{seed}"  # another budget is another run
     steps = max(1, round(budget / (2 * len(corpus.ids) / len(plan))))
     if not (folder / "start" / "model.safetensors").is_file():
         fresh_model(arm, options.width, seed, folder / "start")
