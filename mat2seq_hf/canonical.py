@@ -32,7 +32,7 @@ from .normalizer import locate
 from .operations import expand_orbit, is_sohncke, points_per_primitive, primitive_operations
 from .reduction import Cell, primitive_cell
 from .sequence import Description, SiteDescription, format_text, formula_words, parse_text
-from .symmetry import DETECTORS, exact_crystal, has_no_more_symmetry, symmetrize
+from .symmetry import DETECTORS, StandardCrystal, exact_crystal, has_no_more_symmetry, symmetrize
 from .vocabulary import MAX_ATOMS
 from .wyckoff import LETTERS, SYMBOLS, position_by_name, wyckoff_positions
 
@@ -99,17 +99,17 @@ def _describe(cell: Cell, scheme: _Scheme) -> tuple[Form, bool]:
     if nothing_more:  # most crystals: symprec finds no more symmetry than is exact
         # Chiral ones are rounded in the way of _settle: at the edge of 2 symprec another description may go there.
         chiral = is_sohncke(exact.number)
-        form = _round_evenly(canonical_form(exact, _FINE)) if chiral else canonical_form(exact, 1)
+        form = _round_evenly(exact) if chiral else canonical_form(exact, 1)
         if _survives_rounding(form, scheme.symprec):
             return form, True
-    settled = _settle(canonical_form(exact, _FINE), scheme)
+    settled = _settle(canonical_form(exact, _FINE), exact, scheme)
     if settled is not None:
         return settled
     # Rounding makes ever other bases the shortest, and the lattice would creep away.
-    wide = _settle(canonical_form(exact, _FINE, wide=True), scheme, wide=True)
+    wide = _settle(canonical_form(exact, _FINE, wide=True), exact, scheme, wide=True)
     if wide is None:
         raise SymmetryError("no basis of this lattice survives rounding; try another symprec")
-    return _settle(wide[0], scheme) or wide
+    return _settle(wide[0], None, scheme) or wide
 
 
 def _survives_rounding(form: Form, symprec: float) -> bool:
@@ -127,14 +127,20 @@ def _survives_rounding(form: Form, symprec: float) -> bool:
     return moved < symprec / 2 or has_no_more_symmetry(form_cell(form), crystal, symprec)
 
 
-def _settle(form: Form, scheme: _Scheme, wide: bool = False) -> tuple[Form, bool] | None:
+def _settle(
+    form: Form, crystal: StandardCrystal | None, scheme: _Scheme, wide: bool = False
+) -> tuple[Form, bool] | None:
     """The form in which encoding ends, the smallest of a circle, or None where it does not end soon.
 
     The second value is that of :func:`_describe`.
+
+    Args:
+        crystal: that the form describes, where the form is not rounded.
     """
     seen: list[Form] = []
     for _ in range(_ROUNDS):
-        form, nothing_more = _encode_evenly(form, scheme, wide)
+        form, nothing_more = _encode_evenly(form, crystal, scheme, wide)
+        crystal = None
         if nothing_more and not wide and _survives_rounding(form, scheme.symprec):
             return form, True
         if form in seen:
@@ -143,7 +149,7 @@ def _settle(form: Form, scheme: _Scheme, wide: bool = False) -> tuple[Form, bool
     return None
 
 
-def _encode_evenly(form: Form, scheme: _Scheme, wide: bool) -> tuple[Form, bool]:
+def _encode_evenly(form: Form, crystal: StandardCrystal | None, scheme: _Scheme, wide: bool) -> tuple[Form, bool]:
     """Encode so that the mirror image of a crystal gets the mirror image of its form.
 
     At the edge of the tolerance a detector can decide one way on a crystal and another way on its mirror image. Both
@@ -151,38 +157,37 @@ def _encode_evenly(form: Form, scheme: _Scheme, wide: bool) -> tuple[Form, bool]
     """
     if not is_sohncke(form.number):
         return _encode(form, scheme, wide)
-    pair = _pair(form, wide)
+    if crystal is None:  # rounding may have brought out symmetry that the form does not state
+        crystal = exact_crystal(primitive_cell(form_cell(form), _TIGHT), _TIGHT, _TIGHT)[0]
+    if not is_sohncke(crystal.number):
+        return _encode(canonical_form(crystal, _FINE, wide), scheme, wide)
+    pair = _pair(crystal, wide)
     encoded = [_encode(member, scheme, wide) for member in pair]
     achiral = [found for found in encoded if not is_sohncke(found[0].number)]
     if achiral:
         return min(achiral, key=lambda found: (_asymmetry(found[0]), _key(found[0])))
     best = min((0, 1), key=lambda member: (_asymmetry(encoded[member][0]), _key(pair[member])))
-    crystal = form_crystal(encoded[best][0])
+    chosen = form_crystal(encoded[best][0])
     # Described anew for both hands: what rounding made of one of them, its mirror image must get, too.
-    form = canonical_form(mirror_image(crystal) if best else crystal, 1, wide)
+    form = canonical_form(mirror_image(chosen) if best else chosen, 1, wide)
     return form, encoded[0][1] and encoded[1][1]
 
 
-def _round_evenly(form: Form) -> Form:
-    """Round a form of the fine grid as :func:`_encode_evenly` does where there is no more symmetry to be found."""
-    pair = _pair(form, wide=False)
+def _round_evenly(crystal: StandardCrystal) -> Form:
+    """Round a chiral crystal as :func:`_encode_evenly` does where there is no more symmetry to be found."""
+    pair = _pair(crystal, wide=False)
     best = min((0, 1), key=lambda member: _key(pair[member]))
     rounded = canonical_form(form_crystal(pair[best]), 1)
     return canonical_form(mirror_image(form_crystal(rounded)), 1) if best else rounded
 
 
-def _pair(form: Form, wide: bool) -> tuple[Form, Form]:
-    """A chiral crystal and its mirror image on the fine grid.
+def _pair(crystal: StandardCrystal, wide: bool) -> tuple[Form, Form]:
+    """A chiral crystal and its mirror image on the fine grid, each from what is not rounded.
 
-    Rounding to the grid of the text may have brought out symmetry that a form does not state: it is searched anew
-    from the atoms. (Rounding the pair to that grid would make circles of two forms look like fixed points.)
+    So this is bit for bit the pair of the mirror image, in the other order. (On the grid of the text, circles of two
+    forms would look like fixed points.)
     """
-    if form.factor != _FINE:
-        cell = primitive_cell(form_cell(form), _TIGHT)
-        form = canonical_form(exact_crystal(cell, _TIGHT, _TIGHT)[0], _FINE, wide)
-    if not is_sohncke(form.number):
-        return form, form
-    return form, canonical_form(mirror_image(form_crystal(form)), _FINE, wide)
+    return canonical_form(crystal, _FINE, wide), canonical_form(mirror_image(crystal), _FINE, wide)
 
 
 def _asymmetry(form: Form) -> tuple[int, int]:
