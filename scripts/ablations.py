@@ -266,6 +266,7 @@ def run(options: argparse.Namespace) -> None:
     if options.prepared is None:
         sys.exit("--prepared missing: a folder with train and val, from `mat2seq prepare`")
     options.output.mkdir(parents=True, exist_ok=True)
+    options.work.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:
         for name in options.arms:
             arm = ARMS[name]
