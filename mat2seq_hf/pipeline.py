@@ -7,6 +7,7 @@ it has the asked composition and space group whatever the model says.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
@@ -225,7 +226,7 @@ class CrystalGenerationPipeline(Pipeline):
         asked, index = input_tensors["prompt"], input_tensors["index"]
         prompts, numbers = (asked, index) if isinstance(asked, list) else ([asked], [index])
         wanted = max(num_return_sequences, num_candidates or 0)
-        generate = self._with_settings_for(wanted, generate)
+        generate = self._with_settings_for(wanted, generate, candidates=num_candidates is not None)
         arguments = self._prepare_generate_kwargs(generate, num_return_sequences=wanted)
         settings = _plain_settings(self._get_set_generation_params(arguments))
         if settings is None:
@@ -236,12 +237,13 @@ class CrystalGenerationPipeline(Pipeline):
             groups = [best_of(group, num_return_sequences) for group in groups]
         return {"drawn": groups, "prompt": prompts}
 
-    def _with_settings_for(self, wanted: int, generate: dict[str, Any]) -> dict[str, Any]:
-        """Settings of the caller, or those that the model's generation_config has for many samples."""
-        many = getattr(self.model.generation_config, "mat2seq", None)
-        if not many or 2 * wanted < many["samples"] or not generate.keys().isdisjoint(_DRAWING):
+    def _with_settings_for(self, wanted: int, generate: dict[str, Any], *, candidates: bool) -> dict[str, Any]:
+        """Settings of the caller, or those of the model's generation_config for many samples or the likeliest."""
+        many = getattr(self.model.generation_config, "mat2seq", None) or {}
+        found = many.get("likeliest", many) if candidates else many
+        if 2 * wanted < many.get("samples", math.inf) or not generate.keys().isdisjoint(_DRAWING):
             return generate
-        return {**{name: value for name, value in many.items() if name != "samples"}, **generate}
+        return {name: found[name] for name in _DRAWING if name in found} | generate
 
     def _draw(
         self, prompts: list[Prompt], numbers: list[int], wanted: int, seed: int | None, settings: SamplingSettings
@@ -309,7 +311,7 @@ class CrystalGenerationPipeline(Pipeline):
         """
         _check_sampling({**generate, "num_return_sequences": num_return_sequences, "num_candidates": num_candidates})
         wanted = max(num_return_sequences, num_candidates or 0)
-        generate = self._with_settings_for(wanted, generate)
+        generate = self._with_settings_for(wanted, generate, candidates=num_candidates is not None)
         settings = _plain_settings(self._get_set_generation_params(self._prepare_generate_kwargs(generate)))
         if settings is None:
             raise PromptError(f"only plain sampling goes at scale (temperature, top_k, top_p), not {generate}")
@@ -340,9 +342,7 @@ class CrystalGenerationPipeline(Pipeline):
 def _trimmed(row: list[int]) -> list[int]:
     """From the begin token to the end token, or to the last token before the padding."""
     row = row[row.index(TOKEN_IDS[BOS]) :]
-    if TOKEN_IDS[EOS] in row:
-        return row[: row.index(TOKEN_IDS[EOS]) + 1]
-    return row
+    return row[: row.index(TOKEN_IDS[EOS]) + 1] if TOKEN_IDS[EOS] in row else row
 
 
 def _plain_settings(parameters: Mapping[str, Any]) -> SamplingSettings | None:

@@ -289,16 +289,20 @@ def test_the_same_crystal_drawn_again_is_marked_and_not_left_out(pipe: CrystalGe
 
 def test_settings_for_many_samples_come_from_the_generation_config(pipe: CrystalGenerationPipeline) -> None:
     config = pipe.model.generation_config
-    config.mat2seq = {"samples": 6, "temperature": 1.3, "top_k": 3}
+    likeliest = {"num_candidates": 6, "temperature": 0.4, "top_k": 7}
+    config.mat2seq = {"samples": 6, "temperature": 1.3, "top_k": 3, "likeliest": likeliest}
     try:
         many = pipe("NaCl", num_return_sequences=3, seed=2, **SMALL)
         few = pipe("NaCl", num_return_sequences=2, seed=2, **SMALL)
         own = pipe("NaCl", num_return_sequences=3, seed=2, top_k=50, **SMALL)
+        best = pipe("NaCl", num_candidates=4, seed=2, **SMALL)
     finally:
         del config.mat2seq
     named = pipe("NaCl", num_return_sequences=3, seed=2, temperature=1.3, top_k=3, **SMALL)
     plain = pipe("NaCl", num_return_sequences=2, seed=2, **SMALL)
-    texts = [[sample["text"] for sample in answer] for answer in (many, few, own, named, plain)]
+    same = pipe("NaCl", num_candidates=4, seed=2, temperature=0.4, top_k=7, **SMALL)
+    texts = [[sample["text"] for sample in answer] for answer in (many, few, own, named, plain, best, same)]
     assert texts[0] == texts[3]
     assert texts[1] == texts[4]
     assert texts[2] != texts[0]
+    assert texts[5] == texts[6]

@@ -38,6 +38,9 @@ def generate(model: Any, formula: Any = None, code: str | None = None, **argumen
         arguments: formula_units, elements, n_atoms, max_atoms, space_group, crystal_system, properties, and anything
             that ``model.generate`` takes but ``inputs``: the prompt takes its place. do_sample is True if not given.
 
+    Raises:
+        PromptError: what is asked contradicts itself, or names a property that the model was not trained with.
+
     Returns:
         what ``model.generate`` returns; decode it with the tokenizer of the folder.
 
@@ -51,10 +54,15 @@ def generate(model: Any, formula: Any = None, code: str | None = None, **argumen
     wishes = {name: arguments.pop(name) for name in _WISHES if name in arguments}
     arguments = {name: value for name, value in arguments.items() if value is not None and name != "inputs"}
     formulas = [formula] if formula is None or isinstance(formula, str) else list(formula)
-    limit = (getattr(model.config, "mat2seq", None) or {}).get("max_atoms")
+    record = getattr(model.config, "mat2seq", None) or {}
+    limit = record.get("max_atoms")
     if limit is not None and wishes.keys().isdisjoint({"formula_units", "n_atoms", "max_atoms"}):
         wishes["max_atoms"] = limit
     processor = processor_class([prompt_class(one, **wishes) for one in formulas])
+    asked = [name for name, _ in processor.prompts[0].properties]
+    if unknown := [name for name in asked if name not in record.get("fields", ())]:
+        error: Any = import_module(processor.__class__.__module__).PromptError
+        raise error(f"the model was not trained with the property {', '.join(unknown)}; leave it out")
     begin, pad = model.config.bos_token_id, model.config.pad_token_id
     starts = [[begin, *processor.grammar.forced_prefix(prompt)] for prompt in processor.prompts]
     longest = max(map(len, starts))

@@ -1,0 +1,115 @@
+"""A model that was trained with property fields answers prompts with a property, or a range of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+from mat2seq_hf.corpora.schema import METADATA_KEY
+from mat2seq_hf.errors import PromptError
+from mat2seq_hf.pipeline import CrystalGenerationPipeline
+from mat2seq_hf.presets import gpt2_config
+from mat2seq_hf.publishing import save_model_folder
+from mat2seq_hf.sequence import scheme_fingerprint
+from mat2seq_hf.tokenizer import build_tokenizer
+from mat2seq_hf.training.data import Examples, load_corpus, make_batch
+from mat2seq_hf.training.prefixes import PrefixDraw
+from mat2seq_hf.vocabulary import BOS, EOS, TOKEN_IDS, tokenize
+
+FIELDS = ["band_gap", "formation_energy_per_atom"]
+#: Two kinds of crystals of one formula: text, band gap in eV, formation energy in eV an atom.
+KINDS = (
+    ("Na1 Cl1 [Fm-3m] {0} {0} {0} 90 90 90 Na 4a 0 0 0 Cl 4b 1/2 1/2 1/2", 5.0, -2.0),
+    ("Na1 Cl1 [Pm-3m] {0} {0} {0} 90 90 90 Na 1a 0 0 0 Cl 1b 1/2 1/2 1/2", 1.0, -0.5),
+)
+
+
+def corpus_of(folder: Path) -> Any:
+    """Twelve crystals with both properties, as `mat2seq prepare` writes them."""
+    rows = [
+        (text.format(f"{4 + 0.1 * step:.4f}"), {"band_gap": gap + 0.1 * step, "formation_energy_per_atom": energy})
+        for text, gap, energy in KINDS
+        for step in range(6)
+    ]
+    table = pa.table(
+        {
+            "text": [text for text, _ in rows],
+            "input_ids": pa.array(
+                [[TOKEN_IDS[BOS], *tokenize(text), TOKEN_IDS[EOS]] for text, _ in rows], type=pa.list_(pa.int16())
+            ),
+            "prompt_length": pa.array([1 + len(tokenize("Na1 Cl1"))] * len(rows), type=pa.int16()),
+            "properties": [json.dumps(properties) for _, properties in rows],
+        }
+    ).replace_schema_metadata({METADATA_KEY: json.dumps({"scheme": scheme_fingerprint()})})
+    pq.write_table(table, folder / "part-00000.parquet")
+    return load_corpus(folder, max_length=64, scheme=scheme_fingerprint(), fields=FIELDS)
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> CrystalGenerationPipeline:
+    """A tiny model that has learnt these crystals, with and without their properties in front."""
+    corpus = corpus_of(tmp_path_factory.mktemp("data"))
+    examples = Examples(corpus, PrefixDraw(corpus.fields, dropout=0.3, seed=0))
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(gpt2_config("tiny", dropout=0.0, n_embd=32, n_layer=2, n_head=2, n_positions=64))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for epoch in range(300):
+        examples.epoch = epoch
+        batch = make_batch(examples, [[index] for index in range(len(corpus))])
+        optimizer.zero_grad()
+        seen = torch.ones_like(batch["input_ids"])
+        model(input_ids=batch["input_ids"], attention_mask=seen, labels=batch["labels"]).loss.backward()
+        optimizer.step()
+    model.config.mat2seq = {**model.config.mat2seq, "fields": FIELDS}
+    return CrystalGenerationPipeline(model=model.eval(), tokenizer=build_tokenizer(), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("wish", "group"),
+    [
+        ({"band_gap": 5.2}, "Fm-3m"),
+        ({"band_gap": 1.2}, "Pm-3m"),
+        ({"formation_energy_per_atom": -2.0}, "Fm-3m"),
+        ({"formation_energy_per_atom": -0.5}, "Pm-3m"),
+        ({"band_gap": 1.3, "formation_energy_per_atom": -0.5}, "Pm-3m"),
+    ],
+)
+def test_the_property_decides_what_is_drawn(pipe: Any, wish: dict[str, Any], group: str) -> None:
+    samples = pipe("NaCl", num_return_sequences=20, seed=0, temperature=1.0, top_k=0, **wish)
+    assert all(sample["finished"] and sample["formula"] == "Na1 Cl1" for sample in samples)
+    assert sum(sample["space_group"] == group for sample in samples) >= 17
+    assert all(f"{name}= {value:+.2f} " in sample["text"] for name, value in wish.items() for sample in samples)
+
+
+def test_the_value_that_a_range_leaves_open_stays_in_it(pipe: Any) -> None:
+    samples = pipe("NaCl", num_return_sequences=20, seed=0, band_gap=(0.95, 1.6), formation_energy_per_atom=(-1, 0))
+    gaps, energies = ([float(s["text"].split(f"{name}= ")[1].split()[0]) for s in samples] for name in FIELDS)
+    assert 0.95 <= min(gaps) <= max(gaps) <= 1.6
+    assert -1 <= min(energies) <= max(energies) <= 0
+    assert all(sample["finished"] for sample in samples)
+
+
+def test_without_a_property_both_kinds_are_drawn(pipe: Any) -> None:
+    samples = pipe("NaCl", num_return_sequences=30, seed=0, temperature=1.0, top_k=0, max_atoms=4)
+    groups = [sample["space_group"] for sample in samples]
+    assert min(groups.count("Fm-3m"), groups.count("Pm-3m")) >= 3
+
+
+def test_a_property_that_the_model_was_not_trained_with_is_refused(pipe: Any, tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="not trained with the prefix field e_above_hull"):
+        pipe("NaCl", e_above_hull=0.1)
+    folder = str(save_model_folder(pipe.model, build_tokenizer(), tmp_path / "model"))
+    model = GPT2LMHeadModel.from_pretrained(folder)
+    ask: dict[str, Any] = {"custom_generate": folder, "trust_remote_code": True, "formula": "NaCl"}
+    with pytest.raises(PromptError, match="not trained with the property e_above_hull"):
+        model.generate(**ask, properties={"e_above_hull": 0.1})
+    ids = model.generate(**ask, properties={"band_gap": (4.5, 6.0)}, max_atoms=4)[0].tolist()
+    assert TOKEN_IDS["[Fm-3m]"] in ids or TOKEN_IDS["[Pm-3m]"] in ids
+    assert TOKEN_IDS["band_gap="] in ids
