@@ -361,15 +361,16 @@ def _check_sampling(settings: Mapping[str, Any]) -> None:
         ("num_return_sequences", 1, sys.maxsize),
         ("num_candidates", settings.get("num_return_sequences", 1), sys.maxsize),
         ("top_k", 0, sys.maxsize),
+        ("max_new_tokens", 1, sys.maxsize),
     ):
         value = settings.get(name)
         if value is not None and not (isinstance(value, SupportsIndex) and low <= as_index(value) <= high):
             raise PromptError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
-    temperature = settings.get("temperature")
-    if temperature is not None and not (isinstance(temperature, (int, float)) and 1e-3 <= temperature <= 1e3):
-        raise PromptError(
-            f"temperature must be a number from 0.001 to 1000, not {temperature!r}; top_k=1 always takes the likeliest"
-        )
+    for name, low, high in (("temperature", 1e-3, 1e3), ("top_p", 1e-6, 1)):
+        value = settings.get(name)
+        if value is not None and not (isinstance(value, (int, float)) and low <= value <= high):
+            hint = "top_k=1 always takes the likeliest"
+            raise PromptError(f"{name} must be a number from {low:g} to {high:g}, not {value!r}; {hint}")
 
 
 @contextmanager

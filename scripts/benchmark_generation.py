@@ -175,19 +175,20 @@ def hf_generate(pipe: Any, prompts: list[Any], settings: dict[str, Any]) -> Any:
 
 
 def length(pipe: Any, prompts: list[Any], options: argparse.Namespace) -> None:
-    """Cost against the length of the sequences: prompts sorted by the size of their cells, in four parts."""
-    print("\nlength: 64 formulas of each quarter of the prompts, sorted by atoms in the cell")
-    print("  tokens drawn, mean   longest   structures/s   us/token")
+    """Cost against the length of the sequences: prompts sorted by the length of their formulas, in four parts."""
+    print("\nlength: formulas of each quarter of the prompts, sorted by length, one crystal of each, drawn together")
+    print("  rows   tokens drawn, mean   longest   structures/s   us/token   peak memory of the process (MiB)")
     by_length = sorted(prompts, key=lambda prompt: len(pipe.grammar.forced_prefix(prompt)))
     quarter = len(by_length) // 4
-    for part in range(4):
-        chosen = by_length[part * quarter : (part + 1) * quarter][:: max(1, quarter // 64)][:64]
-        taken, drawn = seconds(lambda c=chosen: draw(pipe, c, 0, settings_of(pipe, options)))  # type: ignore[misc]
-        counts = [len(sample.ids) - sample.given for sample in drawn]
-        print(
-            f"  {sum(counts) / len(counts):18.1f} {max(counts):9d} {len(counts) / taken:14.1f}"
-            f" {taken / sum(counts) * 1e6:10.0f}"
-        )
+    for size in options.batch_sizes:
+        for part in range(4):
+            chosen = by_length[part * quarter : (part + 1) * quarter][:: max(1, quarter // size)][:size]
+            taken, drawn = seconds(lambda c=chosen: draw(pipe, c, 0, settings_of(pipe, options)))  # type: ignore[misc]
+            counts = [len(sample.ids) - sample.given for sample in drawn]
+            print(
+                f"  {len(chosen):4d} {sum(counts) / len(counts):20.1f} {max(counts):9d} {len(counts) / taken:14.1f}"
+                f" {taken / sum(counts) * 1e6:10.0f} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:10.0f}"
+            )
 
 
 def peer_model(folder: Path, package: str, parameters: int) -> Any:
