@@ -366,11 +366,11 @@ def _check_sampling(settings: Mapping[str, Any]) -> None:
         value = settings.get(name)
         if value is not None and not (isinstance(value, SupportsIndex) and low <= as_index(value) <= high):
             raise PromptError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
-    for name, low, high in (("temperature", 1e-3, 1e3), ("top_p", 1e-6, 1)):
+    for name, least, most in (("temperature", 1e-3, 1e3), ("top_p", 1e-6, 1.0)):
         value = settings.get(name)
-        if value is not None and not (isinstance(value, (int, float)) and low <= value <= high):
+        if value is not None and not (isinstance(value, (int, float)) and least <= value <= most):
             hint = "top_k=1 always takes the likeliest"
-            raise PromptError(f"{name} must be a number from {low:g} to {high:g}, not {value!r}; {hint}")
+            raise PromptError(f"{name} must be a number from {least:g} to {most:g}, not {value!r}; {hint}")
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def test_a_property_that_the_model_was_not_trained_with_is_refused(pipe: Any, tm
     with pytest.raises(PromptError, match="not trained with the prefix field e_above_hull"):
         pipe("NaCl", e_above_hull=0.1)
     folder = str(save_model_folder(pipe.model, build_tokenizer(), tmp_path / "model"))
-    model = GPT2LMHeadModel.from_pretrained(folder)
+    model: Any = GPT2LMHeadModel.from_pretrained(folder)
     ask: dict[str, Any] = {"custom_generate": folder, "trust_remote_code": True, "formula": "NaCl"}
     with pytest.raises(PromptError, match="not trained with the property e_above_hull"):
         model.generate(**ask, properties={"e_above_hull": 0.1})
