@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 CORE = (
     *("errors", "elements", "tables", "wyckoff", "grid", "vocabulary", "sequence", "operations", "lattice"),
-    *("cif_reading", "reduction", "cell", "symmetry", "normalizer", "forms", "canonical", "cif", "coordinates"),
+    *("cif_reading", "reduction", "cell", "symmetry", "normalizer"),
+    *("forms", "fixed_point", "canonical", "cif", "coordinates"),
     "feasibility",
     *("prompts", "choices", "state_kinds", "states", "grammar", "automaton", "tokenizer", "constraints", "sampling"),
     *("presets", "samples", "pipeline"),
