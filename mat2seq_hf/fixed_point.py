@@ -88,20 +88,26 @@ def _describe(cell: Cell, scheme: Scheme) -> tuple[Form, bool]:
     every later decision, however close to the tolerance, falls the same way for all of them.
     """
     exact, nothing_more = exact_crystal(cell, TIGHT, scheme.symprec)
+    chiral = is_sohncke(exact.number)
+    fine = _fine_forms(exact, wide=False) if chiral else ()
+    if chiral:
+        # The search at 2 symprec can miss in one basis what it finds in another: in low symmetry it is asked again on
+        # the grid where every description has the same bits, of the hand that is the same for crystal and mirror image.
+        form = min(fine, key=_key)
+        nothing_more = has_no_more_symmetry(form_cell(form), form_crystal(form), scheme.symprec)
     if nothing_more:  # most crystals: symprec finds no more symmetry than is exact
         # Chiral ones are rounded in the way of _settle: at the edge of 2 symprec another description may go there.
-        chiral = is_sohncke(exact.number)
-        form = _round_evenly(exact) if chiral else canonical_form(exact, 1)
+        form = _round_evenly(fine) if chiral else canonical_form(exact, 1)
         if _survives_rounding(form, scheme.symprec):
             return form, True
-    settled = _settle(canonical_form(exact, _FINE), exact, scheme)
+    settled = _settle(fine or _fine_forms(exact, wide=False), scheme)
     if settled is not None:
         return settled
     # Rounding makes ever other bases the shortest, and the lattice would creep away.
-    wide = _settle(canonical_form(exact, _FINE, wide=True), exact, scheme, wide=True)
+    wide = _settle(_fine_forms(exact, wide=True), scheme, wide=True)
     if wide is None:
         raise SymmetryError("no basis of this lattice survives rounding; try another symprec")
-    return _settle(wide[0], None, scheme) or wide
+    return _settle((wide[0],), scheme) or wide
 
 
 def _survives_rounding(form: Form, symprec: float) -> bool:
@@ -119,67 +125,61 @@ def _survives_rounding(form: Form, symprec: float) -> bool:
     return moved < symprec / 2 or has_no_more_symmetry(form_cell(form), crystal, symprec)
 
 
-def _settle(
-    form: Form, crystal: StandardCrystal | None, scheme: Scheme, wide: bool = False
-) -> tuple[Form, bool] | None:
+def _settle(forms: tuple[Form, ...], scheme: Scheme, wide: bool = False) -> tuple[Form, bool] | None:
     """The form in which encoding ends, the smallest of a circle, or None where it does not end soon.
 
-    The second value is that of :func:`_describe`.
-
-    Args:
-        crystal: that the form describes, where the form is not rounded.
+    The second value is that of :func:`_describe`. Starts from :func:`_fine_forms` or from one rounded form.
     """
     seen: list[Form] = []
     for _ in range(_ROUNDS):
-        form, nothing_more = _encode_evenly(form, crystal, scheme, wide)
-        crystal = None
+        form, nothing_more = _encode_evenly(forms, scheme, wide)
         if nothing_more and not wide and _survives_rounding(form, scheme.symprec):
             return form, True
         if form in seen:
             return min(seen[seen.index(form) :], key=_key), False
         seen.append(form)
+        forms = (form,)
     return None
 
 
-def _encode_evenly(form: Form, crystal: StandardCrystal | None, scheme: Scheme, wide: bool) -> tuple[Form, bool]:
+def _encode_evenly(forms: tuple[Form, ...], scheme: Scheme, wide: bool) -> tuple[Form, bool]:
     """Encode so that the mirror image of a crystal gets the mirror image of its form.
 
     At the edge of the tolerance a detector can decide one way on a crystal and another way on its mirror image. Both
     are asked, the higher symmetry counts, and where they agree, the smaller of the two is the one that is rounded.
     """
-    if not is_sohncke(form.number):
-        return _encode(form, scheme, wide)
-    if crystal is None:  # rounding may have brought out symmetry that the form does not state
-        crystal = exact_crystal(primitive_cell(form_cell(form), TIGHT), TIGHT, TIGHT)[0]
-    if not is_sohncke(crystal.number):
-        return _encode(canonical_form(crystal, _FINE, wide), scheme, wide)
-    pair = _pair(crystal, wide)
-    encoded = [_encode(member, scheme, wide) for member in pair]
+    if is_sohncke(forms[0].number) and len(forms) == 1:
+        # Rounding may have brought out symmetry that the form does not state.
+        cell = primitive_cell(form_cell(forms[0]), TIGHT)
+        forms = _fine_forms(exact_crystal(cell, TIGHT, TIGHT)[0], wide)
+    if len(forms) == 1:
+        return _encode(forms[0], scheme, wide)
+    encoded = [_encode(member, scheme, wide) for member in forms]
     achiral = [found for found in encoded if not is_sohncke(found[0].number)]
     if achiral:
         return min(achiral, key=lambda found: (_asymmetry(found[0]), _key(found[0])))
-    best = min((0, 1), key=lambda member: (_asymmetry(encoded[member][0]), _key(pair[member])))
+    best = min((0, 1), key=lambda member: (_asymmetry(encoded[member][0]), _key(forms[member])))
     chosen = form_crystal(encoded[best][0])
     # Described anew for both hands: what rounding made of one of them, its mirror image must get, too.
     form = canonical_form(mirror_image(chosen) if best else chosen, 1, wide)
     return form, encoded[0][1] and encoded[1][1]
 
 
-def _round_evenly(crystal: StandardCrystal) -> Form:
+def _round_evenly(forms: tuple[Form, ...]) -> Form:
     """Round a chiral crystal as :func:`_encode_evenly` does where there is no more symmetry to be found."""
-    pair = _pair(crystal, wide=False)
-    best = min((0, 1), key=lambda member: _key(pair[member]))
-    rounded = canonical_form(form_crystal(pair[best]), 1)
+    best = min((0, 1), key=lambda member: _key(forms[member]))
+    rounded = canonical_form(form_crystal(forms[best]), 1)
     return canonical_form(mirror_image(form_crystal(rounded)), 1) if best else rounded
 
 
-def _pair(crystal: StandardCrystal, wide: bool) -> tuple[Form, Form]:
-    """A chiral crystal and its mirror image on the fine grid, each from what is not rounded.
+def _fine_forms(crystal: StandardCrystal, wide: bool) -> tuple[Form, ...]:
+    """A crystal on the fine grid, and with a chiral one its mirror image, each from what is not rounded.
 
-    So this is bit for bit the pair of the mirror image, in the other order. (On the grid of the text, circles of two
+    So the two are bit for bit those of the mirror image, in the other order. (On the grid of the text, circles of two
     forms would look like fixed points.)
     """
-    return canonical_form(crystal, _FINE, wide), canonical_form(mirror_image(crystal), _FINE, wide)
+    form = canonical_form(crystal, _FINE, wide)
+    return (form, canonical_form(mirror_image(crystal), _FINE, wide)) if is_sohncke(crystal.number) else (form,)
 
 
 def _asymmetry(form: Form) -> tuple[int, int]:
