@@ -24,10 +24,10 @@ __all__ = [
     "FRACTIONS",
     "LENGTH_UNIT",
     "MAX_LENGTH",
-    "ROUNDING",
     "angle_word",
     "coordinate_word",
     "length_word",
+    "nearest",
     "parse_angle",
     "parse_coordinate",
     "parse_length",
@@ -47,7 +47,7 @@ FRACTIONS: dict[int, str] = {
 
 # Data written with few decimals would otherwise lie on rounding boundaries (3.12345 between two lengths of four
 # decimals), where the last bit of a float decides. An irrational part of a quantum moves the boundary off them.
-ROUNDING = 0.5 + math.sqrt(2.0) / 100.0
+_ROUNDING = 0.5 + math.sqrt(2.0) / 100.0
 
 _FRACTION_VALUES = {word: value for value, word in FRACTIONS.items()}
 _DECIMAL = re.compile(r"0\.\d{4}")
@@ -57,7 +57,12 @@ _ANGLE = re.compile(r"[1-9]\d{0,2}\.\d{2}")
 
 def quantize(values: ArrayLike, unit: float) -> NDArray[np.int64]:
     """Nearest multiples of ``unit`` as integers, with the rounding boundary moved off short decimals."""
-    return np.floor(np.asarray(values, dtype=np.float64) / unit + ROUNDING).astype(np.int64)
+    return np.floor(np.asarray(values, dtype=np.float64) / unit + _ROUNDING).astype(np.int64)
+
+
+def nearest(value: float, unit: float) -> int:
+    """:func:`quantize` for a single number, where an array would take longer to make."""
+    return math.floor(value / unit + _ROUNDING)
 
 
 def _decimal(value: int) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DecodeError
-from .grid import ANGLE_UNIT, LENGTH_UNIT, ROUNDING
+from .grid import ANGLE_UNIT, LENGTH_UNIT, nearest
 
 __all__ = ["lattice_integers", "lattice_rule", "lattice_vectors", "tied_lattice"]
 
@@ -57,11 +57,13 @@ def lattice_integers(number: int, metric: Floats, factor: int = 1) -> tuple[int,
     # Plain floats: six numbers are too few for arrays to pay.
     rows = metric.tolist()
     lengths = [math.sqrt(rows[axis][axis]) for axis in range(3)]
-    values = [math.floor(length / (LENGTH_UNIT / factor) + ROUNDING) for length in lengths]
-    for i, j in _PAIRS if number < 16 else ():
+    values = [nearest(length, LENGTH_UNIT / factor) for length in lengths]
+    if number >= 16:  # all angles are tied
+        return tied_lattice(number, (*values, 0, 0, 0), factor)
+    for i, j in _PAIRS:
         cosine = min(1.0, max(-1.0, rows[i][j] / (lengths[i] * lengths[j])))
-        values.append(math.floor(math.degrees(math.acos(cosine)) / (ANGLE_UNIT / factor) + ROUNDING))
-    return tied_lattice(number, (*values, 0, 0, 0)[:6], factor)
+        values.append(nearest(math.degrees(math.acos(cosine)), ANGLE_UNIT / factor))
+    return tied_lattice(number, tuple(values), factor)
 
 
 def lattice_vectors(lattice: tuple[float, ...]) -> Floats:

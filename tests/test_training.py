@@ -139,27 +139,29 @@ def test_the_unigram_model_is_the_entropy_of_the_token_frequencies() -> None:
 # --- runs ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def run_arguments(tmp_path: Path) -> list[str]:
-    """Arguments of a small run with dropout, of 40 steps in 3 and a bit epochs."""
-    _model(dropout=0.1).save_pretrained(tmp_path / "start")
-    _write_corpus(tmp_path / "train", _sequences(60))
-    _write_corpus(tmp_path / "val", _sequences(10, seed=1))
+def _small_run(folder: Path, crystals: int, dropout: float, **options: object) -> list[str]:
+    """Write a model and corpora into a folder; the arguments of a run with them."""
+    _model(dropout=dropout).save_pretrained(folder / "start")
+    _write_corpus(folder / "train", _sequences(crystals))
+    _write_corpus(folder / "val", _sequences(10, seed=1))
     options = {
-        "init_from": tmp_path / "start",
-        "train_data": tmp_path / "train",
-        "eval_data": tmp_path / "val",
+        "init_from": folder / "start",
+        "train_data": folder / "train",
+        "eval_data": folder / "val",
         "row_length": 64,
         "batch_tokens": 64,
         "gradient_accumulation_steps": 2,
-        "max_steps": 40,
-        "save_steps": 4,
-        "eval_steps": 4,
-        "logging_steps": 4,
         "cpu_threads": 1,
         "report_to": "none",
+        **options,
     }
     return ["--use_cpu", "--disable_tqdm=true", *(f"--{name}={value}" for name, value in options.items())]
+
+
+@pytest.fixture
+def run_arguments(tmp_path: Path) -> list[str]:
+    """Arguments of a small run with dropout, of 40 steps in 3 and a bit epochs."""
+    return _small_run(tmp_path, 60, 0.1, max_steps=40, save_steps=4, eval_steps=4, logging_steps=4)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

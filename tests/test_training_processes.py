@@ -14,7 +14,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
-from test_training import SCRIPT, _corpus, _model, _sequences, _write_corpus
+from test_training import SCRIPT, _corpus, _model, _small_run
 
 from mat2seq_hf.training.config import parse_config
 from mat2seq_hf.training.data import IGNORED, EvenBatches, Examples, MicroBatches
@@ -28,26 +28,8 @@ LAUNCH = SCRIPT.parent / "launch"
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
     """Arguments of a run of 210 steps whose epochs have an odd number of micro-batches."""
-    _model(dropout=0.0).save_pretrained(tmp_path / "start")
-    _write_corpus(tmp_path / "train", _sequences(49))
-    _write_corpus(tmp_path / "val", _sequences(10, seed=1))
-    options = {
-        "init_from": tmp_path / "start",
-        "train_data": tmp_path / "train",
-        "eval_data": tmp_path / "val",
-        "row_length": 64,
-        "batching": "packed",
-        "batch_tokens": 64,
-        "gradient_accumulation_steps": 2,
-        "learning_rate": 0.002,
-        "max_steps": 210,
-        "logging_steps": 1,
-        "eval_steps": 210,
-        "save_steps": 210,
-        "cpu_threads": 1,
-        "report_to": "none",
-    }
-    return ["--use_cpu", "--disable_tqdm=true", *(f"--{name}={value}" for name, value in options.items())]
+    steps = {"max_steps": 210, "logging_steps": 1, "eval_steps": 210, "save_steps": 210}
+    return _small_run(tmp_path, 49, 0.0, batching="packed", learning_rate=0.002, **steps)
 
 
 def _losses(history: list[dict[str, float]]) -> np.ndarray:
