@@ -126,7 +126,6 @@ def figures(cif: str, symprec: float, rng: np.random.Generator, options: argpars
     mirror = encode((given[0] * np.array([-1.0, 1.0, 1.0]), given[1], given[2]))
     found = moyopy.MoyoDataset(moyopy.Cell(*(np.asarray(part).tolist() for part in decoded)), symprec=1e-4)
     bound = displacement_bound(crystal, symprec)
-    shrunk = len(decoded[2]) != len(given[2])
     return {
         "text": crystal.text,
         "atoms_given": len(given[2]),
@@ -140,7 +139,7 @@ def figures(cif: str, symprec: float, rng: np.random.Generator, options: argpars
         "redetected": found.number,
         "mirror_number": mirror.space_group_number,
         "mirror_same": mirror.text == crystal.text,
-        "displacement": None if shrunk else superposition(given, decoded, bound / 4, slack=0.02 + symprec),
+        "displacement": superposition(given, decoded, bound / 4, slack=0.02 + symprec),
         "bound": bound,
     }
 
@@ -203,16 +202,16 @@ def summary_of(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[st
             "density": abs(row["density_ratio"] - 1) < 0.01 + 3 * row["symprec"],
             "space group": row["redetected"] == row["number"],
             "handedness": row["mirror_number"] == expected and chiral == is_sohncke(row["number"]),
-            "displacement": row["displacement"] is None or row["displacement"] <= row["bound"],
+            "displacement": row["displacement"] <= row["bound"],
         }
         failures += [{"law": law, **row} for law, holds in laws.items() if not holds]
     count = Counter(failure["law"] for failure in failures)
-    moved = [row["displacement"] for row in good if row["displacement"] is not None]
+    moved = [row["displacement"] for row in good]
     summary = {
         "crystals": len(rows),
         "failures": {law: count[law] for law in LAWS},
         "chiral": sum(not row["mirror_same"] for row in good),
-        "shrunk": sum(row["displacement"] is None for row in good),
+        "shrunk": sum(row["atoms"] < row["atoms_given"] for row in good),
         "largest_displacement": float(np.nanmax(moved)) if moved else None,
         "largest_density_change": max((abs(row["density_ratio"] - 1) for row in good), default=None),
         "encodings": sum(6 for _ in good),
@@ -240,6 +239,7 @@ def collisions(options: argparse.Namespace) -> None:
     """Crystals with one text: is it the same crystal, and how far apart are the atoms of the two originals?"""
     import pandas as pd
 
+    from mat2seq_hf.canonical import CanonicalCrystal
     from mat2seq_hf.cell import read_cell
     from mat2seq_hf.evaluation.displacement import superposition
     from mat2seq_hf.reduction import primitive_cell
@@ -260,19 +260,25 @@ def collisions(options: argparse.Namespace) -> None:
         cell = primitive_cell(read_cell(cifs[row["split"], row["id"]]), 7e-6)
         return cell.lattice, cell.positions, cell.numbers
 
+    def apart(row: dict[str, Any], other: dict[str, Any]) -> float:
+        slack = 0.02 + options.symprec
+        if row["atoms_given"] == other["atoms_given"]:
+            return superposition(arrays(row), arrays(other), (row["bound"] + other["bound"]) / 4, slack)
+        # Symprec makes cells of different sizes equal: both are held against the crystal that the text describes.
+        structure = CanonicalCrystal.from_text(row["text"]).to_structure()
+        decoded = structure.lattice.matrix, structure.frac_coords, np.array(structure.atomic_numbers)
+        return sum(superposition(arrays(side), decoded, side["bound"] / 4, slack) for side in (row, other))
+
     pairs, distances, others = 0, [], []
     for members in tqdm(shared, unit="text"):
-        first = arrays(members[0])
         for row in members[1:]:
             pairs += 1
-            second = arrays(row)
             bound = members[0]["bound"] + row["bound"]
-            distance = superposition(first, second, within=bound / 4, slack=0.02 + options.symprec)
+            distance = apart(members[0], row)
             if distance <= bound:
                 distances.append(distance)
-            else:  # one of them has a larger cell that symprec makes smaller
+            else:
                 others.append({"first": members[0]["id"], "second": row["id"], "distance": distance, "bound": bound})
-                others[-1]["atoms"] = [len(first[2]), len(second[2]), row["atoms"]]
     record = {
         "crystals": sum(map(len, groups.values())),
         "texts": len(groups),

@@ -311,6 +311,26 @@ def test_superposition_tells_a_chiral_crystal_from_its_mirror_image() -> None:
         assert np.isnan(superposition(arrays, (other[0] * 1.1, other[1], other[2]), within=1e-6))
 
 
+def test_superposition_counts_strain_and_compares_cells_of_several_sizes() -> None:
+    rng = np.random.default_rng(1)
+    structure = random_crystal(19, rng)
+    arrays = (structure.lattice.matrix, structure.frac_coords, np.array(structure.atomic_numbers))
+    longest = np.diag([0.0, 0.0, 0.01 / structure.lattice.c])
+    strained = (arrays[0] @ (np.eye(3) + longest), arrays[1], arrays[2])
+    assert superposition(arrays, strained, within=1e-6) == pytest.approx(0.01, abs=1e-3)
+    for matrix in (
+        [[2, 0, 0], [0, 1, 0], [0, 0, 1]],
+        [[1, 1, 0], [0, 2, 1], [1, 0, 2]],
+        [[1, 0, 2], [0, 3, 0], [0, 0, 2]],
+    ):
+        supercell = structure.make_supercell(matrix, in_place=False)
+        larger = (supercell.lattice.matrix, supercell.frac_coords, np.array(supercell.atomic_numbers))
+        assert superposition(arrays, larger, within=1e-6) < 1e-6
+        assert superposition(larger, arrays, within=1e-6) < 1e-6
+        moved = larger[1] + 0.05 * np.eye(len(larger[2]))[:, :3] @ np.linalg.inv(larger[0])
+        assert 0.03 < superposition(arrays, (larger[0], moved, larger[2]), within=1e-6) < 0.1
+
+
 #: Crystals in which rounding brings out symmetry, or forms come round in a circle.
 AT_THE_EDGE = (
     (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,35 +57,79 @@ def _superposed_bases(first: NDArray[np.float64], second: NDArray[np.float64], s
 
 
 def superposition(first: Arrays, second: Arrays, within: float, slack: float = 0.02) -> float:
-    """Largest distance (angstrom) between an atom of one crystal and its partner in the other, properly superposed.
+    """How far two crystals differ, properly superposed: largest distance (angstrom) of partners, strain included.
 
     Rotations and translations only: a crystal and its mirror image are not superposed unless they are congruent. The
     search is independent of the canonical form: all changes of basis between the two reduced cells, and all pairs of
-    atoms as common origin, are tried until one is good enough.
+    atoms as common origin, are tried until one is good enough. Where one cell has k times the atoms of the other, all
+    supercells of k cells of the smaller one are tried.
 
     Args:
-        first: lattice (rows, angstrom), fractional coordinates (n, 3) and atomic numbers (n,) of a primitive cell.
+        first: lattice (rows, angstrom), fractional coordinates (n, 3) and atomic numbers (n,).
         second: the same of the other crystal.
         within: angstrom; the search ends with the first superposition at least as good as this.
         slack: relative difference of lengths and angles between the lattices that is allowed.
 
     Returns:
-        nan where there is no superposition at all.
+        The larger of two figures of the best superposition: distance between an atom and its partner in the second
+        lattice, and difference between the vectors of the two lattices. nan where there is no superposition at all.
     """
-    (lattice, coords, numbers), (other_lattice, other_coords, other_numbers) = map(_reduced, (first, second))
-    if sorted(numbers.tolist()) != sorted(other_numbers.tolist()):
+    smaller, larger = sorted((_reduced(first), _reduced(second)), key=lambda crystal: len(crystal[2]))
+    factor, rest = divmod(len(larger[2]), len(smaller[2]))
+    numbers, other_numbers = np.tile(smaller[2], factor), larger[2]
+    if rest or sorted(numbers.tolist()) != sorted(other_numbers.tolist()):
         return float("nan")
-    values, counts = np.unique(numbers, return_counts=True)
-    rare = values[counts.argmin()]
     best = float("inf")
-    anchor = other_coords[other_numbers == rare][0]
-    for matrix in _superposed_bases(lattice, other_lattice, slack):
-        moved = coords @ np.linalg.inv(matrix)
-        for start in moved[numbers == rare]:
-            best = min(best, _misfit(moved - start + anchor, numbers, other_coords, other_numbers, other_lattice))
+    for supercell in _supercells(smaller, factor):
+        for moved, strain in _superposed(supercell, larger, slack):
+            misfit = _misfit(moved, supercell[2], larger[1], other_numbers, larger[0])
+            best = min(best, max(misfit, strain))
             if best <= within:
                 return best
     return best if np.isfinite(best) else float("nan")
+
+
+def _supercells(crystal: Arrays, factor: int) -> Iterator[Arrays]:
+    """All lattices of ``factor`` cells, by their Hermite normal forms."""
+    if factor == 1:
+        yield crystal
+        return
+    lattice, coords, numbers = crystal
+    cells = np.array(list(np.ndindex(factor, factor, factor)))
+    for a, b in product(range(1, factor + 1), repeat=2):
+        if factor % (a * b):
+            continue
+        c = factor // (a * b)
+        for x, y, z in product(range(b), range(c), range(c)):
+            matrix = np.array([[a, x, y], [0, b, z], [0, 0, c]])
+            # A cell of the lattice belongs to the supercell where its corner lies in it.
+            corners = cells @ np.linalg.inv(matrix)
+            corners = np.unique(np.rint((corners % 1.0) * factor) % factor, axis=0) / factor
+            inside = (coords @ np.linalg.inv(matrix) + corners[:, None, :]).reshape(-1, 3)
+            yield _reduced((matrix @ lattice, inside, np.tile(numbers, factor)))
+
+
+def _superposed(first: Arrays, second: Arrays, slack: float) -> Iterator[tuple[NDArray[np.float64], float]]:
+    """Coordinates of the first crystal in the second lattice, all ways in which they may fit, and the strain of each.
+
+    One atom of the rarest element is put on each of its kind in turn.
+    """
+    (lattice, coords, numbers), (other_lattice, other_coords, other_numbers) = first, second
+    values, counts = np.unique(numbers, return_counts=True)
+    rare = values[counts.argmin()]
+    anchor = other_coords[other_numbers == rare][0]
+    for matrix in _superposed_bases(lattice, other_lattice, slack):
+        moved = coords @ np.linalg.inv(matrix)
+        strain = _strain(matrix @ lattice, other_lattice)
+        for start in moved[numbers == rare]:
+            yield moved - start + anchor, strain
+
+
+def _strain(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Largest difference of two lattices (angstrom), from their metrics: d(|v|^2) = 2 |v| d|v|."""
+    metric, other = first @ first.T, second @ second.T
+    lengths = np.sqrt(np.diag(other))
+    return float((np.abs(metric - other) / (lengths[:, None] + lengths)).max())
 
 
 def _reduced(crystal: Arrays) -> Arrays:
