@@ -20,7 +20,7 @@ from mat2seq_hf.training.data import IGNORED, Examples, MicroBatches, TokenCorpu
 from mat2seq_hf.training.metrics import bits_per_structure
 from mat2seq_hf.training.packing import BatchPlan
 from mat2seq_hf.training.prefixes import PrefixDraw
-from mat2seq_hf.vocabulary import BOS, EOS, TOKEN_IDS, TOKENS, tokenize
+from mat2seq_hf.vocabulary import BOS, EOS, PAD, TOKEN_IDS, TOKENS, tokenize
 
 TEXTS = (
     "Na1 Cl1 [Fm-3m] 5.6402 5.6402 5.6402 90 90 90 Na 4a 0 0 0 Cl 4b 1/2 1/2 1/2",
@@ -84,6 +84,16 @@ def test_each_crystal_shows_each_subset_of_its_fields_and_often_none(tmp_path: P
     assert 0.55 < shown.count("") / len(shown) < 0.7  # 1/2, and a quarter of the other half
     assert shown == [words(PrefixDraw(corpus.fields, 0.5, seed=1).ids(0, epoch)) for epoch in range(800)]
     assert shown != [words(PrefixDraw(corpus.fields, 0.5, seed=2).ids(0, epoch)) for epoch in range(800)]
+
+
+def test_with_a_loss_on_everything_only_the_first_token_has_none(tmp_path: Path) -> None:
+    corpus = load(write(tmp_path / "data"), ["band_gap"])
+    examples = Examples(corpus, PrefixDraw(corpus.fields, 0.0, seed=0), "everything")
+    batch = make_batch(examples, [[0, 2], [1]], row_length=80)
+    kept = batch["labels"] != IGNORED
+    starts = batch["input_ids"] == TOKEN_IDS[BOS]
+    assert starts.sum(dim=1).tolist() == [2, 1]
+    assert (kept == ((batch["input_ids"] != TOKEN_IDS[PAD]) & ~starts)).all()
 
 
 @pytest.mark.parametrize("loss_on", ["all", "completion"])

@@ -52,11 +52,9 @@ def corpus_of(folder: Path) -> Any:
     return load_corpus(folder, max_length=64, scheme=scheme_fingerprint(), fields=FIELDS)
 
 
-@pytest.fixture(scope="module")
-def pipe(tmp_path_factory: pytest.TempPathFactory) -> CrystalGenerationPipeline:
-    """A tiny model that has learnt these crystals, with and without their properties in front."""
-    corpus = corpus_of(tmp_path_factory.mktemp("data"))
-    examples = Examples(corpus, PrefixDraw(corpus.fields, dropout=0.3, seed=0))
+def trained(folder: Path, loss_on: str) -> CrystalGenerationPipeline:
+    corpus = corpus_of(folder)
+    examples = Examples(corpus, PrefixDraw(corpus.fields, dropout=0.3, seed=0), loss_on)
     torch.manual_seed(0)
     model = GPT2LMHeadModel(gpt2_config("tiny", dropout=0.0, n_embd=32, n_layer=2, n_head=2, n_positions=64))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -69,6 +67,12 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> CrystalGenerationPipeline:
         optimizer.step()
     model.config.mat2seq = {**model.config.mat2seq, "fields": FIELDS}
     return CrystalGenerationPipeline(model=model.eval(), tokenizer=build_tokenizer(), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> CrystalGenerationPipeline:
+    """A tiny model that has learnt these crystals, with and without their properties in front."""
+    return trained(tmp_path_factory.mktemp("data"), "all")
 
 
 @pytest.mark.parametrize(
@@ -94,6 +98,14 @@ def test_the_value_that_a_range_leaves_open_stays_in_it(pipe: Any) -> None:
     assert 0.95 <= min(gaps) <= max(gaps) <= 1.6
     assert -1 <= min(energies) <= max(energies) <= 0
     assert all(sample["finished"] for sample in samples)
+
+
+def test_with_a_loss_on_fields_a_range_is_filled_as_the_training_data_are(tmp_path: Path) -> None:
+    samples = trained(tmp_path, "everything")("NaCl", num_return_sequences=30, seed=0, top_k=0, band_gap=(0.0, 9.0))
+    gaps = [float(sample["text"].split("band_gap= ")[1].split()[0]) for sample in samples]
+    seen = [gap for _, lowest, _ in KINDS for gap in (lowest + 0.1 * step for step in range(6))]
+    assert sum(min(abs(gap - value) for value in seen) < 0.02 for gap in gaps) >= 24
+    assert min(sum(gap < 3 for gap in gaps), sum(gap > 3 for gap in gaps)) >= 5
 
 
 def test_without_a_property_both_kinds_are_drawn(pipe: Any) -> None:

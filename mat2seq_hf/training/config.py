@@ -64,7 +64,10 @@ class TrainConfig(TrainingArguments):
     prefix_dropout: float = field(
         default=0.5, metadata={"help": "probability that a crystal comes without any prefix field"}
     )
-    loss_on: str = field(default="all", metadata={"help": "all, or completion: only what follows the formula"})
+    loss_on: str = field(
+        default="all",
+        metadata={"help": "all (but prefix fields); completion: only what follows the formula; everything: fields too"},
+    )
     symprec: float = field(default=0.01, metadata={"help": "angstrom; the data must have been prepared with it"})
     batching: str = field(
         default="auto", metadata={"help": "bucketed, packed (fixed shapes), or auto: packed on a GPU, else bucketed"}

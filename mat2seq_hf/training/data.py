@@ -36,8 +36,8 @@ __all__ = [
 ]
 
 IGNORED = -100  # label of a token that has no loss
-#: What has a loss: everything after prefix fields, or only what follows the formula.
-LOSSES = ("all", "completion")
+#: What has a loss: all after the prefix fields, only what follows the formula, or everything, the fields too.
+LOSSES = ("all", "completion", "everything")
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,8 @@ class Examples:
         """Tokens of a crystal in this epoch, and how many of the first ones have no loss."""
         begin, *rest = self.corpus[index].tolist()
         prefix = [] if self.prefixes is None else self.prefixes.ids(index, self.epoch)
+        if self.loss_on == "everything":
+            return [begin, *prefix, *rest], 1
         given = 1
         if self.loss_on == "completion":
             assert self.corpus.prompt_lengths is not None
