@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .cell import check_distances, read_cell
+from .cell import MIN_DISTANCE, check_distances, has_nearer_atoms, read_cell
 from .elements import ORDER, SYMBOL_OF
 from .errors import CrystalError, DecodeError
 from .fixed_point import TIGHT, Scheme, fixed_point
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 __all__ = ["CanonicalCrystal", "Site", "canonicalize"]
+
+# Rounding and symmetrising move two atoms by less than this (angstrom) and 4 symprec towards each other.
+_ROUNDING = 0.35
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,9 @@ class CanonicalCrystal:
         _check(description, crystal)
         return crystal
 
-    def canonical(self, symprec: float = 0.01) -> CanonicalCrystal:
-        """The canonical form of the crystal this text describes."""
-        return canonicalize(self._cell(), symprec)
+    def canonical(self, symprec: float = 0.01, detector: str = "spglib") -> CanonicalCrystal:
+        """The canonical form of the crystal this text describes; arguments as of :func:`canonicalize`."""
+        return canonicalize(self._cell(), symprec, detector)
 
     def to_structure(self, primitive: bool = True) -> Structure:
         """The crystal as a pymatgen Structure, symmetry exact to the last bit of the coordinates' grid.
@@ -232,8 +235,12 @@ def canonicalize(crystal: Any, symprec: float = 0.01, detector: str = "spglib") 
         missing = "; install moyopy for it" if detector == "moyopy" else ""
         raise CrystalError(f"detector {detector!r} is none of {', '.join(DETECTORS)}{missing}")
     cell = primitive_cell(read_cell(crystal), TIGHT)
-    check_distances(cell)
+    crowded = has_nearer_atoms(cell, MIN_DISTANCE + 4 * symprec + _ROUNDING)
+    if crowded:
+        check_distances(cell)
     form = fixed_point(cell, Scheme(symprec, detector))
+    if crowded:  # what is written must be a crystal, too
+        check_distances(primitive_cell(form_cell(form), TIGHT))
     result = _from_form(form)
     _check_size(result)
     return result

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,17 @@ from .elements import ATOMIC_NUMBERS, SYMBOL_OF
 from .errors import CrystalError
 from .reduction import Cell
 
-__all__ = ["MIN_DISTANCE", "check_distances", "is_atoms", "is_cif", "minimal_distance", "read_cell"]
+__all__ = ["MIN_DISTANCE", "check_distances", "has_nearer_atoms", "is_atoms", "is_cif", "minimal_distance", "read_cell"]
 
 #: Atoms nearer to each other than this (angstrom) are one atom entered twice, or disorder.
 MIN_DISTANCE = 0.25
+# Off the short decimals, where the last bit of a float would decide.
+_LIMIT = MIN_DISTANCE + math.sqrt(2.0) * 1e-6
 
 _MAX_FRACTION = 1e6
 _MAX_VECTOR = 1e5  # angstrom; above it floats no longer tell atoms apart, and reduction takes for ever
 _MAX_SITES = 2000  # all pairs are compared, once for each translation: more would take minutes and gigabytes
+_ZERO = re.compile(r"0*\.?0*(\(\d+\))?")  # an occupancy
 _NEIGHBOURS = np.array([[i, j, k] for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)], dtype=np.float64)
 
 
@@ -110,6 +115,7 @@ def _from_arrays(crystal: tuple[Any, ...]) -> Cell:
 
 
 def _from_text(text: str) -> Cell:
+    text = text.removeprefix("\ufeff")  # a byte order mark
     kind = "CIF" if is_cif(text) else "POSCAR"
     if kind == "CIF" and (plain := read_plain_cif(text)) is not None:
         return _build(*plain)
@@ -121,8 +127,9 @@ def _from_text(text: str) -> Cell:
         try:
             if kind == "CIF":
                 parser = CifParser.from_str(text)
-                structure = parser.parse_structures(primitive=False, check_occu=True)[0]
-                blocks = list(parser.as_dict().values())
+                structures = parser.parse_structures(primitive=False, check_occu=True)
+                structure = structures[0]
+                blocks = [block for block in parser.as_dict().values() if "_atom_site_label" in block]
             else:
                 poscar = Poscar.from_str(text)
                 structure = poscar.structure
@@ -137,9 +144,39 @@ def _from_text(text: str) -> Cell:
         if not poscar.true_names:  # the parser would call them H, He, Li
             raise CrystalError("the POSCAR names no elements; write them in the line above the counts")
         _check_counts(text)
-    elif len(blocks) == 1:
+        return cell
+    if len(structures) > 1:
+        raise CrystalError(f"the CIF holds {len(structures)} structures; give the data blocks one by one")
+    if any("Defaulting to P1" in warning for warning in getattr(parser, "warnings", ())):
+        _check_group(blocks)
+    if len(blocks) == 1:
+        _check_sites(blocks[0], structure)
         _check_formula(blocks[0].get("_chemical_formula_sum"), structure)
     return cell
+
+
+def _check_group(blocks: list[Any]) -> None:
+    """Refuse a CIF whose space group is lost: pymatgen takes it for P1."""
+    for block in blocks:
+        names = [value for tag, value in block.items() if re.search("name_(h-m|hall)", tag, re.IGNORECASE)]
+        unread = [name for name in names if str(name).replace(" ", "") not in ("P1", "?", ".", "")]
+        if unread:
+            raise CrystalError(
+                f"the CIF names the space group {unread[0]!r}, which is not known, and lists no operations; list them "
+                "as _space_group_symop_operation_xyz"
+            )
+
+
+def _check_sites(block: Any, structure: Any) -> None:
+    """Refuse a CIF with sites that pymatgen drops, such as those labelled OH or Wat."""
+    labels, occupancies = (_column(block, f"_atom_site_{name}") for name in ("label", "occupancy"))
+    occupied = {label for label, value in zip_longest(labels, occupancies) if not _ZERO.fullmatch(value or "1")}
+    lost = sorted(occupied - set(structure.labels))
+    if lost:
+        raise CrystalError(
+            f"the CIF's sites {', '.join(lost)} are not atoms that can be read; name the element of each in "
+            "_atom_site_type_symbol and give it coordinates, or remove them"
+        )
 
 
 def _check_counts(text: str) -> None:
@@ -147,6 +184,11 @@ def _check_counts(text: str) -> None:
     symbols, counts = (re.split("[!#]", line)[0].split() for line in text.splitlines()[5:7])
     if not symbols[0].isdecimal() and counts and counts[0].isdecimal() and len(counts) < len(symbols):
         raise CrystalError(f"the POSCAR names the elements {' '.join(symbols)} but counts only {' '.join(counts)}")
+
+
+def _column(block: Any, tag: str) -> list[str]:
+    values = block.get(tag, [])
+    return values if isinstance(values, list) else [values]
 
 
 def _check_formula(formula: Any, structure: Any) -> None:
@@ -211,23 +253,23 @@ def minimal_distance(lattice: NDArray[np.float64], positions: NDArray[np.float64
     return float(np.sqrt(best[0])), best[1], best[2]
 
 
-def _overlap(cell: Cell) -> bool:
-    """Whether two atoms are nearer to each other than :data:`MIN_DISTANCE`; the basis must be reduced.
+def has_nearer_atoms(cell: Cell, distance: float) -> bool:
+    """Whether two atoms are nearer to each other than ``distance`` (angstrom); the basis must be reduced.
 
     A vector shorter than half the distance of the lattice planes along each axis has fractions below 1/2, so that the
     images nearest by fractions tell; only flatter cells need all neighbours.
     """
-    if np.linalg.norm(np.linalg.inv(cell.lattice), axis=0).max() * MIN_DISTANCE > 0.5:
-        return minimal_distance(cell.lattice, cell.positions)[0] < MIN_DISTANCE
+    if np.linalg.norm(np.linalg.inv(cell.lattice), axis=0).max() * distance > 0.5:
+        return minimal_distance(cell.lattice, cell.positions)[0] < distance
     differences = cell.positions[:, None, :] - cell.positions
     differences -= np.rint(differences)
-    near = ((differences @ cell.lattice) ** 2).sum(axis=2) < MIN_DISTANCE**2
+    near = ((differences @ cell.lattice) ** 2).sum(axis=2) < distance**2
     return int(np.count_nonzero(near)) > len(cell)  # each atom is near itself
 
 
 def check_distances(cell: Cell) -> None:
     """Raise :class:`CrystalError` where two atoms are nearer than :data:`MIN_DISTANCE`; the basis must be reduced."""
-    if _overlap(cell):
+    if has_nearer_atoms(cell, _LIMIT):
         distance, first, second = minimal_distance(cell.lattice, cell.positions)
         names = [f"site {cell.labels[i]} ({SYMBOL_OF[int(cell.numbers[i])]})" for i in (first, second)]
         raise CrystalError(

@@ -32,11 +32,15 @@ Floats = NDArray[np.float64]
 # site this near to each other (fractions) are one atom.
 _THIRDS = 1e-4
 _SAME = 1e-4
+# Images of a site on a special position differ by this many units of the last decimal of its coordinates.
+_LAST_DECIMALS = 2.0
 
 _CELL = tuple(
     f"_cell_{name}" for name in ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
 )
 _OPERATIONS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
+_HALL_NAMES = ("_space_group_name_Hall", "_symmetry_space_group_name_Hall")
+_NAMES = ("_space_group_name_H-M_alt", "_symmetry_space_group_name_H-M")
 _SPECIAL = re.compile(r"^_(atom_site_(moment|attached_hydrogens|disorder)|.*magn)", re.IGNORECASE)
 _LABEL = re.compile(r"([A-Z][a-z]?)\d*")
 _OPERATION = re.compile(r"[xyzXYZ+\-, ]*(?:\d/(?:2|3|4|6|8|12)[xyzXYZ+\-, ]*)*")
@@ -57,13 +61,13 @@ def read_plain_cif(text: str) -> tuple[Floats, Floats, list[str]] | None:
     lattice, sites, operations = _lattice(block), _sites(block), _operations(block)
     if lattice is None or sites is None or operations is None:
         return None
-    symbols, points = sites
-    expanded = _expanded(points, *operations)
+    symbols, points, same = sites
+    expanded = _expanded(points, *operations, same)
     if expanded is None:
         return None
     images, sizes = expanded
     symbols = [symbol for symbol, size in zip(symbols, sizes, strict=True) for _ in range(size)]
-    if not _agrees(block.find_value("_chemical_formula_sum"), symbols):
+    if not _agrees(_string(block, "_chemical_formula_sum"), symbols):
         return None
     return lattice, images, symbols
 
@@ -88,8 +92,32 @@ def _lattice(block: Any) -> Floats | None:
         return None
 
 
-def _sites(block: Any) -> tuple[list[str], Floats] | None:
-    """Symbol and coordinates of each listed site, or None unless all are whole atoms of plain elements."""
+def _string(block: Any, tag: str) -> str:
+    return str(gemmi.cif.as_string(block.find_value(tag) or "?")).strip()
+
+
+def _named_operations(block: Any) -> list[str]:
+    """Triplets of the space group that a CIF names, or none unless the name says which setting and origin are meant."""
+    for tag in _HALL_NAMES:
+        try:
+            return [operation.triplet() for operation in gemmi.symops_from_hall(_string(block, tag))]
+        except (ValueError, RuntimeError):  # none, or not a Hall symbol
+            continue
+    angles = [gemmi.cif.as_number(block.find_value(tag) or "?") for tag in _CELL[3:]]
+    for tag in _NAMES:
+        # Older files write the origin choices 1 and 2 as S and Z.
+        name = re.sub(" +S$", ":1", re.sub(" +Z$", ":2", _string(block, tag)))
+        group = gemmi.find_spacegroup_by_name(name, angles[0], angles[2])
+        if group is not None and (group.ext not in ("1", "2") or ":" in name):
+            return [operation.triplet() for operation in group.operations()]
+    return []
+
+
+def _sites(block: Any) -> tuple[list[str], Floats, float] | None:
+    """Symbol and coordinates of each listed site, and how near its images are one atom (fractions).
+
+    None unless all are whole atoms of plain elements.
+    """
     columns = block.find("_atom_site_", ["fract_x", "fract_y", "fract_z", "?type_symbol", "?label", "?occupancy"])
     if not len(columns) or not columns.has_column(4):
         return None
@@ -99,21 +127,24 @@ def _sites(block: Any) -> tuple[list[str], Floats] | None:
         label = _LABEL.fullmatch(row.str(name))
         if label is None or label[1] not in ATOMIC_NUMBERS or (name == 3 and label[1] != row.str(3)):
             return None
-        if columns.has_column(5) and gemmi.cif.as_number(row[5]) != 1.0:
+        if columns.has_column(5) and not gemmi.cif.is_null(row[5]) and gemmi.cif.as_number(row[5]) != 1.0:
             return None
         symbols.append(label[1])
         points.append([gemmi.cif.as_number(row[axis]) for axis in range(3)])
     coordinates = np.array(points)
     if not np.isfinite(coordinates).all():
         return None
+    decimals = max(len(row[axis].split("(")[0].partition(".")[2]) for row in columns for axis in range(3))
+    same = max(_SAME, _LAST_DECIMALS * 10.0 ** -max(decimals, 2))
     for third in (1 / 3, 2 / 3):
         coordinates[np.abs(coordinates / third - 1) <= _THIRDS] = third
-    return symbols, coordinates
+    return symbols, coordinates, same
 
 
 def _operations(block: Any) -> tuple[Floats, Floats] | None:
-    """Rotations (g, 3, 3) and translations (g, 3), or None where they are not listed as plain fractions."""
-    texts = next((list(column) for tag in _OPERATIONS if len(column := block.find_values(tag))), [])
+    """Rotations (g, 3, 3) and translations (g, 3); None where they are not listed plainly and no setting is named."""
+    listed = next((list(column) for tag in _OPERATIONS if len(column := block.find_values(tag))), [])
+    texts = listed or _named_operations(block)
     if not texts:
         return None
     rotations, translations = [], []
@@ -133,31 +164,41 @@ def _operations(block: Any) -> tuple[Floats, Floats] | None:
     return matrices, np.array(translations) / gemmi.Op.DEN
 
 
-def _expanded(points: Floats, rotations: Floats, translations: Floats) -> tuple[Floats, list[int]] | None:
-    """All atoms and how many each site has, or None where sites coincide or images of one nearly do."""
+def _expanded(points: Floats, rotations: Floats, translations: Floats, same: float) -> tuple[Floats, list[int]] | None:
+    """All atoms and how many each site has, or None where sites coincide or it is unclear which images do.
+
+    Args:
+        same: fractions; images of a site as near as this are one atom. Those that differ by more than few-decimal
+            thirds do are averaged, which puts the atom on its special position.
+    """
     images, sizes = [], []
     for point in points:
         moved = rotations @ point + translations
         moved -= np.floor(moved)
-        near = _near(moved, moved)
+        near = _near(moved, moved, _SAME)
+        if same > _SAME and (wide := _near(moved, moved, same)).sum() > near.sum():
+            differences = moved - moved[:, None]
+            differences -= np.rint(differences)
+            near, moved = wide, moved + (differences * wide[..., None]).sum(axis=1) / wide.sum(axis=1)[:, None]
+            moved -= np.floor(moved)
         kept = moved[~np.tril(near, -1).any(axis=1)]
         if (near.sum(axis=1) * len(kept) != len(moved)).any():
             return None
         images.append(kept)
         sizes.append(len(kept))
     atoms = np.concatenate(images)
-    return None if np.count_nonzero(_near(atoms, atoms)) > len(atoms) else (atoms, sizes)
+    return None if np.count_nonzero(_near(atoms, atoms, _SAME)) > len(atoms) else (atoms, sizes)
 
 
-def _near(first: Floats, second: Floats) -> NDArray[np.bool_]:
+def _near(first: Floats, second: Floats, same: float) -> NDArray[np.bool_]:
     differences = first[:, None, :] - second
     differences -= np.rint(differences)
-    return np.asarray((np.abs(differences) <= _SAME).all(axis=2))
+    return np.asarray((np.abs(differences) <= same).all(axis=2))
 
 
-def _agrees(formula: str | None, symbols: list[str]) -> bool:
+def _agrees(formula: str, symbols: list[str]) -> bool:
     """Whether the atoms have the stated proportions, or nothing is stated."""
-    words = gemmi.cif.as_string(formula).split() if formula else []
+    words = formula.split()
     if not words or words == ["?"]:
         return True
     amounts = [_AMOUNT.fullmatch(word) for word in words]

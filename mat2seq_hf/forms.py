@@ -47,6 +47,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 _RANK_FACTOR = 32  # more than the 27 letters of a group
+_SHIFTS = 1e11  # origins nearer than a part in so many are one: the error of floats, far below any grid
 
 SYMBOL_OF_RANK = {rank: symbol for symbol, rank in ORDER.items()}
 
@@ -134,13 +135,22 @@ def _representatives(position: WyckoffPosition, images: Floats, axes: tuple[int,
 
 
 def _polar_shifts(number: int, images: Floats) -> Floats:
-    """Shifts along the polar axes that put a point of an orbit at zero there, shape (k, 3)."""
+    """Shifts along the polar axes that put a point of an orbit at zero there, shape (k, 3).
+
+    Only what is equal within the error of floats is one shift. Where points nearly coincide, each of them competes: to
+    merge them would let their order decide.
+    """
     shifts = np.zeros_like(images)
     polar = list(polar_axes(number))
     shifts[:, polar] = images[:, polar] - np.floor(images[:, polar])
-    keys = (np.rint(shifts * 1e6).astype(np.int64) % 1_000_000) @ np.array([10**12, 10**6, 1])
-    _, first = np.unique(keys, return_index=True)
-    return shifts[first]
+    if len(shifts) == 1:
+        return shifts
+    columns = (np.rint(shifts * _SHIFTS) % _SHIFTS).T
+    order = np.lexsort(columns)
+    sorted_columns = columns[:, order]
+    new = np.append(True, (sorted_columns[:, 1:] != sorted_columns[:, :-1]).any(axis=0))
+    distinct: Floats = shifts[order[new]]
+    return distinct
 
 
 def _lattices(crystal: StandardCrystal, choices: Settings, factor: int) -> list[tuple[int, ...]]:

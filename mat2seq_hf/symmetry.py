@@ -45,7 +45,7 @@ Integers = NDArray[np.int64]
 _REACH = 6.0
 _SHRINK = 0.7
 _ATTEMPTS = 20
-# Where a search this much looser finds no more symmetry than is exact, a search at symprec cannot find any.
+# Where a search this much looser finds no more symmetry than is exact, none is looked for at symprec.
 _LOOSER = 2.0
 
 
@@ -246,7 +246,7 @@ def _symmetrize(cell: Cell, symprec: float, ask: Detector) -> StandardCrystal:
 def exact_crystal(cell: Cell, tight: float, symprec: float) -> tuple[StandardCrystal, bool]:
     """A primitive cell symmetrised where it is exact (within ``tight``, angstrom).
 
-    The second value says that a search at ``symprec`` would find no more symmetry than that.
+    The second value says that a search at twice ``symprec`` finds no more symmetry than that.
     """
     found = _ask_fast(cell, _LOOSER * symprec)
     if found is not None and found.tolerance == _LOOSER * symprec:
@@ -257,7 +257,7 @@ def exact_crystal(cell: Cell, tight: float, symprec: float) -> tuple[StandardCry
 
 
 def has_no_more_symmetry(cell: Cell, crystal: StandardCrystal, symprec: float) -> bool:
-    """Whether a search at ``symprec`` (angstrom) in the primitive cell of an exact crystal finds just its group."""
+    """Whether a search at twice ``symprec`` (angstrom) in the primitive cell of an exact crystal finds its group."""
     found = _ask_fast(cell, _LOOSER * symprec)
     if found is None or found.tolerance != _LOOSER * symprec or found.number != crystal.number:
         return False

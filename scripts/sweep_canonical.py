@@ -115,9 +115,9 @@ def figures(cif: str, symprec: float, rng: np.random.Generator, options: argpars
     def encode(crystal: Any) -> Any:
         return canonicalize(crystal, symprec, options.detector)
 
-    cell = primitive_cell(read_cell(cif), 7e-6)
+    cell = read_cell(cif)
     given = cell.lattice, cell.positions, cell.numbers
-    crystal = encode(given)
+    crystal = encode(cif)
     others = [
         encode(equivalent_arrays(given, rng, max_supercell=8, max_entry=3)).text for _ in range(options.equivalents)
     ]
@@ -126,9 +126,11 @@ def figures(cif: str, symprec: float, rng: np.random.Generator, options: argpars
     mirror = encode((given[0] * np.array([-1.0, 1.0, 1.0]), given[1], given[2]))
     found = moyopy.MoyoDataset(moyopy.Cell(*(np.asarray(part).tolist() for part in decoded)), symprec=1e-4)
     bound = displacement_bound(crystal, symprec)
+    primitive = primitive_cell(cell, 7e-6)  # the superposition tries fewer cells then
+    smallest = primitive.lattice, primitive.positions, primitive.numbers
     return {
         "text": crystal.text,
-        "atoms_given": len(given[2]),
+        "atoms_given": len(primitive),
         "atoms": len(decoded[2]),
         "equal": sum(other == crystal.text for other in others),
         "other": next((other for other in others if other != crystal.text), None),
@@ -139,7 +141,7 @@ def figures(cif: str, symprec: float, rng: np.random.Generator, options: argpars
         "redetected": found.number,
         "mirror_number": mirror.space_group_number,
         "mirror_same": mirror.text == crystal.text,
-        "displacement": superposition(given, decoded, bound / 4, slack=0.02 + symprec),
+        "displacement": superposition(smallest, decoded, bound / 4, slack=0.02 + symprec),
         "bound": bound,
     }
 
