@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from operator import index as as_index
 from typing import Any, SupportsIndex
 
@@ -22,10 +22,11 @@ from transformers.pipelines.base import Pipeline
 from .constraints import GrammarLogitsProcessor, sequence_log_probs
 from .errors import PromptError, SchemeMismatchError
 from .grammar import Grammar
-from .prompts import Prompt
+from .prompts import Prompt, prompt_for_model
 from .samples import Sample, best_of, describe_sample, mark_duplicates
 from .sampling import Drawn, SamplingSettings, draw_samples, row_keys
-from .vocabulary import BOS, EOS, NUMERIC_FIELDS, TOKEN_IDS
+from .vocabulary import BOS, EOS, TOKEN_IDS
+from .wishes import WISHES, read_prompt
 
 __all__ = ["CrystalGenerationPipeline"]
 
@@ -36,7 +37,6 @@ _IRRELEVANT = {  # to how plain sampling goes
     *("num_return_sequences", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "transformers_version"),
     *("_from_model_config", "return_dict_in_generate", "output_scores", "attention_mask", "mat2seq"),
 }
-_PROMPT_FIELDS = {field.name for field in fields(Prompt)} - {"open_prefix"}
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,7 @@ class CrystalGenerationPipeline(Pipeline):
     def _sanitize_parameters(
         self, seed: int | None = None, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        wishes = {name: kwargs.pop(name) for name in _PROMPT_FIELDS & kwargs.keys()}
-        named = {name: kwargs.pop(name) for name in NUMERIC_FIELDS if name in kwargs}
-        if named:
-            wishes["properties"] = {**dict(wishes.get("properties", {})), **named}
+        wishes = {name: kwargs.pop(name) for name in WISHES if name in kwargs}
         if seed is not None:
             kwargs["seed"] = seed
         _check_sampling(kwargs)
@@ -166,46 +163,7 @@ class CrystalGenerationPipeline(Pipeline):
         Raises:
             FormulaError, PromptError: it cannot be read, cannot be fulfilled, or is nothing the model was trained for.
         """
-        if isinstance(asked, Prompt):
-            prompt = replace(asked, **wishes)
-        elif isinstance(asked, Mapping):
-            if unknown := asked.keys() - _PROMPT_FIELDS:
-                raise PromptError(
-                    f"unknown field {', '.join(map(repr, sorted(unknown)))} in the prompt {dict(asked)}; "
-                    f"there are {', '.join(sorted(_PROMPT_FIELDS))}"
-                )
-            prompt = Prompt(**{**asked, **wishes})
-        elif asked is None or isinstance(asked, str):
-            prompt = Prompt(**{**({} if asked is None else {"formula": asked}), **wishes})
-        else:
-            raise PromptError(f"a prompt is a formula, a Prompt, a dict or None, not {type(asked).__name__}: {asked!r}")
-        self._check_fields(prompt)
-        self.grammar.initial(prompt)
-        return self._within_training(prompt)
-
-    def _within_training(self, prompt: Prompt) -> Prompt:
-        """Keep to cells of the size the model was trained on, unless the caller decides on one or none would do."""
-        limit = self._model_record().get("max_atoms")
-        if limit is None or (prompt.max_atoms, prompt.n_atoms, prompt.formula_units) != (None, None, None):
-            return prompt
-        smaller = replace(prompt, max_atoms=int(limit))
-        try:
-            self.grammar.initial(smaller)
-        except PromptError:
-            return prompt
-        return smaller
-
-    def _check_fields(self, prompt: Prompt) -> None:
-        """Refuse prefix fields that the model has never seen: it would answer at random."""
-        trained = self._model_record().get("fields", ())
-        wanted = [name for name, _ in prompt.properties]
-        if prompt.condition:
-            wanted += [n for n in ("space_group", "crystal_system", "elements", "n_atoms") if getattr(prompt, n)]
-        if unknown := [name for name in wanted if name not in trained]:
-            raise PromptError(
-                f"the model was not trained with the prefix field {', '.join(unknown)} "
-                f"(it knows {', '.join(trained) or 'none'}); leave it out or use a model that was"
-            )
+        return prompt_for_model(read_prompt(asked, wishes), self._model_record())
 
     def _context(self) -> int:
         return int(self.model.config.max_position_embeddings)

@@ -1,4 +1,4 @@
-"""What can be asked of the generator, and the formulas that fulfil it.
+"""Which formulas and space groups fulfil what is asked of the generator.
 
 A :class:`Prompt` is the question, a :class:`Plan` what follows from it: the space groups, elements and counts that are
 still possible. A plan is only made of prompts that some crystal can fulfil; all others raise an error that says why.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
@@ -28,61 +28,12 @@ from .vocabulary import (
     group_word,
     tokenize,
 )
+from .wishes import Prompt, formula_text
 from .wyckoff import SYMBOLS, space_group_number
 
-__all__ = ["Plan", "Prompt", "make_plan", "parse_formula"]
+__all__ = ["Plan", "Prompt", "make_plan", "parse_formula", "prompt_for_model"]
 
 _FORMULA_PART = re.compile(r"([A-Z][a-z]?)(\d*)|(\()|(\))(\d*)|(\s+)")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What is asked for; everything is optional and can be combined.
-
-    Attributes:
-        formula: a formula such as ``"BaTiO3"`` or ``"Ca(OH)2"``, taken as a reduced one: the primitive cell holds a
-            whole number of formula units.
-        formula_units: how many of them.
-        elements: exactly these elements, in any counts.
-        n_atoms: atoms in the primitive cell.
-        max_atoms: at most so many atoms in the primitive cell.
-        space_group: number, or International short symbol such as ``"Fm-3m"``.
-        crystal_system: such as ``"cubic"``.
-        properties: value of a numeric field, a range ``(low, high)`` in which the model chooses, or None for unknown;
-            they become prefix fields, which only a model that was trained with them understands.
-        condition: whether space group, crystal system, elements and number of atoms also become prefix fields. The
-            grammar enforces them in any case.
-        open_prefix: accept any well-formed prefix fields in front, as when texts are scored. They are not compared
-            with what follows.
-
-    Example:
-        >>> Prompt("BaTiO3", space_group="P4mm", properties={"band_gap": 2.31})
-        Prompt(formula='BaTiO3', space_group='P4mm', properties=(('band_gap', 2.31),))
-    """
-
-    formula: str | None = None
-    formula_units: int | None = None
-    elements: tuple[str, ...] | None = None
-    n_atoms: int | None = None
-    max_atoms: int | None = None
-    space_group: int | str | None = None
-    crystal_system: str | None = None
-    properties: Any = field(default=())
-    condition: bool = False
-    open_prefix: bool = False
-
-    def __post_init__(self) -> None:
-        if isinstance(self.elements, str):
-            raise PromptError(f"elements must be a list of symbols such as ['Ba', 'Ti', 'O'], not {self.elements!r}")
-        if self.elements is not None:
-            object.__setattr__(self, "elements", tuple(self.elements))
-        pairs = self.properties.items() if isinstance(self.properties, Mapping) else self.properties
-        plain = ((str(name), tuple(value) if isinstance(value, list) else value) for name, value in pairs)
-        object.__setattr__(self, "properties", tuple(sorted(plain)))
-
-    def __repr__(self) -> str:
-        asked = [f"{name}={value!r}" for name, value in vars(self).items() if value not in (None, (), False)]
-        return f"Prompt({', '.join(asked)})"
 
 
 def parse_formula(text: str) -> dict[str, int]:
@@ -95,8 +46,7 @@ def parse_formula(text: str) -> dict[str, int]:
         >>> parse_formula("Ca(OH)2")
         {'Ca': 1, 'O': 2, 'H': 2}
     """
-    if not isinstance(text, str):
-        raise FormulaError(f"a formula is text such as 'BaTiO3', not {text!r}")
+    text = formula_text(text)
     stack: list[dict[str, int]] = [{}]
     position = 0
     while position < len(text):
@@ -194,9 +144,9 @@ def _groups_that_fit(groups: tuple[int, ...], counts: tuple[int, ...]) -> tuple[
     return tuple(number for number in groups if fits(number, counts))
 
 
-def _whole_number(value: object, name: str, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise PromptError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+def _in_range(value: int, name: str, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise PromptError(f"{name} must be a whole number from {low} to {high}, not {value}")
 
 
 def _groups(prompt: Prompt) -> tuple[int, ...]:
@@ -212,7 +162,7 @@ def _groups(prompt: Prompt) -> tuple[int, ...]:
             f"unknown space group {asked!r}{_similar(str(asked))}; write a number or a short symbol such as 'Fm-3m', "
             "'P2_1/c'"
         )
-    _whole_number(number, "the number of a space group", 1, 230)
+    _in_range(number, "the number of a space group", 1, 230)
     if number not in groups:
         raise PromptError(f"space group {_name(number)} is {crystal_system(number)}, not {system}")
     return (number,)
@@ -245,7 +195,7 @@ def _elements(prompt: Prompt, formula: dict[str, int] | None) -> tuple[int, ...]
 def _atom_range(prompt: Prompt, max_atoms: int) -> tuple[int, int]:
     for name in ("n_atoms", "max_atoms", "formula_units"):
         if getattr(prompt, name) is not None:
-            _whole_number(getattr(prompt, name), name, 1, MAX_ATOMS)
+            _in_range(getattr(prompt, name), name, 1, MAX_ATOMS)
     high = prompt.max_atoms if prompt.max_atoms is not None else max_atoms
     if prompt.n_atoms is None:
         return 1, high
@@ -254,16 +204,14 @@ def _atom_range(prompt: Prompt, max_atoms: int) -> tuple[int, int]:
     return prompt.n_atoms, prompt.n_atoms
 
 
-def _hundredths(name: str, value: object) -> int:
+def _hundredths(name: str, value: float) -> int:
     """A property value on the grid of the prefix fields."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise PromptError(f"{name} must be a number, a range (low, high), or None for unknown, not {value!r}")
     if abs(round(value, 2)) >= 100:
         raise PromptError(f"{name} must lie between -99.99 and 99.99, not {value!r}")
     return round(round(value, 2) * 100)
 
 
-def _field_value(name: str, value: object) -> list[int | tuple[int, int]]:
+def _field_value(name: str, value: float | tuple[float, ...] | None) -> list[int | tuple[int, int]]:
     """Tokens of a property's value, or its range."""
     if name not in NUMERIC_FIELDS:
         raise PromptError(f"unknown property {name!r}; there are {', '.join(NUMERIC_FIELDS)}")
@@ -359,3 +307,40 @@ def make_plan(prompt: Prompt, max_atoms: int = MAX_ATOMS) -> Plan:
             f"{low if low == high else f'at most {high}'} atoms; the smallest such cell has {least}"
         )
     return plan
+
+
+def prompt_for_model(prompt: Prompt, record: Mapping[str, Any]) -> Prompt:
+    """Check that some crystal can fulfil a prompt, and that a model was trained for it.
+
+    Args:
+        prompt: what is asked.
+        record: ``config.mat2seq`` of the model: the prefix ``fields`` it was trained with and its largest cells,
+            ``max_atoms``.
+
+    Returns:
+        the prompt; where it does not speak of the size of the cell, with the limit ``max_atoms`` of the model, unless
+        no crystal is that small.
+
+    Raises:
+        FormulaError, PromptError: it cannot be fulfilled, or has prefix fields that the model has never seen: it would
+            answer at random.
+    """
+    trained = record.get("fields", ())
+    wanted = [name for name, _ in prompt.properties]
+    if prompt.condition:
+        wanted += [n for n in ("space_group", "crystal_system", "elements", "n_atoms") if getattr(prompt, n)]
+    if unknown := [name for name in wanted if name not in trained]:
+        raise PromptError(
+            f"the model was not trained with the prefix field {', '.join(unknown)} "
+            f"(it knows {', '.join(trained) or 'none'}); leave it out or use a model that was"
+        )
+    make_plan(prompt)
+    limit = record.get("max_atoms")
+    if limit is None or (prompt.max_atoms, prompt.n_atoms, prompt.formula_units) != (None, None, None):
+        return prompt
+    smaller = replace(prompt, max_atoms=int(limit))
+    try:
+        make_plan(smaller)
+    except PromptError:
+        return prompt
+    return smaller

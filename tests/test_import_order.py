@@ -18,7 +18,7 @@ CORE = (
     *("errors", "elements", "tables", "wyckoff", "grid", "vocabulary", "sequence", "operations", "lattice"),
     *("cif_reading", "reduction", "cell", "symmetry", "normalizer"),
     *("forms", "fixed_point", "canonical", "cif", "coordinates"),
-    "feasibility",
+    *("feasibility", "wishes"),
     *("prompts", "choices", "state_kinds", "states", "grammar", "automaton", "tokenizer", "constraints", "sampling"),
     *("presets", "samples", "pipeline"),
 )

@@ -82,7 +82,7 @@ def test_a_formula_gives_crystals_of_that_formula(pipe: CrystalGenerationPipelin
 def test_wishes_are_fulfilled(pipe: CrystalGenerationPipeline) -> None:
     (sample,) = pipe("NaCl", formula_units=2, space_group="P2_1/c", seed=0)
     assert (sample["formula"], sample["space_group"]) == ("Na2 Cl2", "P2_1/c")
-    (sample,) = pipe({"formula": "TiO2"}, formula_units=2, space_group=136, seed=0)
+    (sample,) = pipe({"formula": "TiO2"}, formula_units=2, space_group="136", seed=0)
     assert (sample["formula"], sample["space_group"]) == ("Ti2 O4", "P4_2/mnm")
     (sample,) = pipe(elements=["O", "Li"], n_atoms=3, crystal_system="hexagonal", seed=0)
     assert sample["formula"] in ("Li1 O2", "Li2 O1")
@@ -174,6 +174,11 @@ def test_samples_that_are_cut_off_say_so(pipe: CrystalGenerationPipeline) -> Non
         ("NaCl", {"space_group": "P9"}, PromptError, "unknown space group 'P9'"),
         ("NaCl", {"band_gap": 1.0}, PromptError, "not trained with the prefix field band_gap"),
         ("NaCl", {"space_group": 225, "condition": True}, PromptError, "prefix field space_group"),
+        ({"formula": "NaCl", "band_gap": 1.0}, {}, PromptError, "not trained with the prefix field band_gap"),
+        ("NaCl", {"band_gap": {1, 2}}, PromptError, "band_gap must be a number"),
+        ({"formula": "KCl", "properties": 3}, {}, PromptError, "properties must be a dict"),
+        ({"elements": 5}, {}, PromptError, "elements must be a list"),
+        ({"formula": ["CsCl"]}, {}, FormulaError, "a formula is text"),
         ({"formla": "NaCl"}, {}, PromptError, "unknown field 'formla'"),
         ({"formula": 5}, {}, FormulaError, "a formula is text"),
         ("NaCl", {"seed": 1 << 60}, PromptError, "seed must be"),
