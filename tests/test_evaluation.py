@@ -16,14 +16,16 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
 from mat2seq_hf.cli import main
-from mat2seq_hf.errors import Mat2SeqError
+from mat2seq_hf.corpora.prepare import prepare
+from mat2seq_hf.errors import Mat2SeqError, SchemeMismatchError
 from mat2seq_hf.evaluation import pool
 from mat2seq_hf.evaluation.crystals import examine, examine_all
 from mat2seq_hf.evaluation.csp import CspSettings, any_of, evaluate_csp
 from mat2seq_hf.evaluation.denovo import DenovoSettings, evaluate_denovo
 from mat2seq_hf.evaluation.equivalents import random_equivalent
 from mat2seq_hf.evaluation.literature import evaluate_literature, read_compounds
-from mat2seq_hf.evaluation.novelty import formula_of_cif, reduced_formula
+from mat2seq_hf.evaluation.matching import Matcher, ReducedCrystal
+from mat2seq_hf.evaluation.novelty import formula_of_cif, mark_unique, reduced_formula
 from mat2seq_hf.evaluation.report import compare_table, render_markdown
 from mat2seq_hf.evaluation.schema import clustered_mean, load_report, share
 from mat2seq_hf.evaluation.sources import Reference, SampleText, assign_prompts, read_references, read_samples
@@ -274,6 +276,104 @@ def test_copies_are_neither_unique_nor_novel(tmp_path: Path, salts: dict[str, st
         assert sum(row["novel"] for row in rows) == novel
         assert value(report, "unique") == pytest.approx(2 / 5)
     assert value(report, "unique_novel") == pytest.approx(1 / 5)
+
+
+@pytest.mark.parametrize("kind", ["json", "vasp", "plain columns"])
+def test_a_corpus_of_any_kind_has_its_own_crystals(kind: str, tmp_path: Path, salts: dict[str, str]) -> None:
+    crystals = {name: Structure.from_str(cif, fmt="cif") for name, cif in salts.items()}
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    if kind == "plain columns":
+        columns = [
+            {"id": name, "lattice": c.lattice.matrix.tolist(), "numbers": list(c.atomic_numbers)}
+            | {"frac_coords": c.frac_coords.tolist()}
+            for name, c in crystals.items()
+        ]
+        pd.DataFrame(columns).to_parquet(corpus / "crystals.parquet")
+    else:
+        for name, crystal in crystals.items():
+            crystal.to(str(corpus / f"{name}.{kind}"), fmt="json" if kind == "json" else "poscar")
+    texts = [sample(name, 0, cif) for name, cif in salts.items()]
+    report, _ = evaluate_denovo(texts, None, corpus, DenovoSettings(progress=False))
+    assert value(report, "novel") == 0
+    assert value(report, "unique") == 1
+    report, _ = evaluate_csp(texts, read_references(corpus), QUIET)
+    assert value(report, "match_1") == value(report, "metre") == 1
+
+
+def test_a_corpus_that_cannot_be_read_makes_nothing_new(tmp_path: Path, salts: dict[str, str]) -> None:
+    texts = [sample(name, 0, cif) for name, cif in salts.items()]
+    settings = DenovoSettings(progress=False, coverage=False)
+    pd.DataFrame({"id": ["a", "b"], "cif": ["nothing", ""]}).to_parquet(tmp_path / "none.parquet")
+    with pytest.raises(Mat2SeqError, match="none of the 2 crystals"):
+        evaluate_denovo(texts, None, tmp_path / "none.parquet", settings)
+    broken = [Reference(name, "nothing") for name in salts]
+    with pytest.raises(Mat2SeqError, match="none of the 3 reference crystals"):
+        evaluate_csp(texts, broken, QUIET)
+    with pytest.raises(Mat2SeqError, match="none of the 3 reference crystals"):
+        evaluate_denovo(texts, broken, None, settings)
+    pd.DataFrame({"id": ["a", "b"], "cif": ["nothing", salts["rock"]]}).to_parquet(tmp_path / "some.parquet")
+    report, _ = evaluate_denovo(texts, None, tmp_path / "some.parquet", settings)
+    assert report["counts"]["unreadable_in_training_corpus"] == 1
+    assert any("1 crystals of some.parquet could not be read" in note for note in report["notes"])
+    assert value(report, "novel") == pytest.approx(2 / 3)
+
+
+def test_a_corpus_of_another_canonical_form_is_refused(tmp_path: Path, salts: dict[str, str]) -> None:
+    pd.DataFrame({"id": ["a"], "cif": [salts["rock"]]}).to_parquet(tmp_path / "corpus.parquet")
+    prepare([tmp_path / "corpus.parquet"], tmp_path / "prepared", symprec=0.1, num_proc=1, progress=False)
+    with pytest.raises(SchemeMismatchError, match=r"symprec=0\.1 .* symprec=0\.01 "):
+        evaluate_denovo([sample("", 0, salts["rock"])], None, tmp_path / "prepared", DenovoSettings(progress=False))
+
+
+def test_one_comparison_that_hangs_decides_nothing_but_its_own_pair(
+    tmp_path: Path, salts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Matcher.rms
+
+    def hang_for_large_cells(self: Matcher, first: ReducedCrystal, second: ReducedCrystal) -> float | None:
+        while second.volume > 60:
+            pass
+        return original(self, first, second)
+
+    rock = Structure.from_str(salts["rock"], fmt="cif")
+    cifs = []
+    for scale in (1.02, 1.0, 1.04, 1.5):  # the first is compared with no earlier one
+        other = rock.copy()
+        other.scale_lattice(rock.volume * scale)
+        cifs.append(cif_of(other))
+    pd.DataFrame({"id": ["a"], "cif": [salts["rock"]]}).to_parquet(tmp_path / "corpus.parquet")
+    monkeypatch.setattr(Matcher, "rms", hang_for_large_cells)
+    settings = DenovoSettings(progress=False, coverage=False, timeout=0.2)
+    report, rows = evaluate_denovo(
+        [sample("", i, cif) for i, cif in enumerate(cifs)], None, tmp_path / "corpus.parquet", settings
+    )
+    assert [row["unique"] for row in rows] == [True, False, False, True]
+    assert [row["novel"] for row in rows] == [False, False, False, True]
+    assert report["counts"]["comparison_timeouts"] == 2
+    assert [row["outcome"] for row in rows] == ["ok", "ok", "ok", "comparison: timeout"]
+    assert any("did not end" in note for note in report["notes"])
+
+
+def test_in_processes_the_verdicts_are_those_of_a_plain_loop(salts: dict[str, str]) -> None:
+    rng = np.random.default_rng(3)
+    cifs = []
+    for cif in salts.values():
+        for _ in range(15):
+            moved = Structure.from_str(cif, fmt="cif")
+            moved.perturb(float(rng.choice([0.01, 1.0])))
+            cifs.append(cif_of(moved))
+    found = examine_all(cifs, canonical=True, progress=False)
+    matcher = StructureMatcher()
+    kept: list[Structure] = []
+    expected = []
+    for cif in cifs:
+        structure = Structure.from_str(cif, fmt="cif")
+        expected.append(all(matcher.get_rms_dist(other, structure) is None for other in kept))
+        if expected[-1]:
+            kept.append(structure)
+    assert mark_unique(found, processes=2, progress=False).verdicts == expected
+    assert 3 < sum(expected) < len(expected)
 
 
 def test_distances_to_oneself_are_zero(references: list[Reference], salts: dict[str, str]) -> None:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-__all__ = ["DUPLICATES", "METADATA_KEY", "PREPARED", "REJECTED", "shard_paths"]
+from ..errors import Mat2SeqError, SchemeMismatchError
+
+__all__ = [
+    "DUPLICATES",
+    "METADATA_KEY",
+    "PREPARED",
+    "REJECTED",
+    "check_schemes",
+    "is_prepared",
+    "scheme_of",
+    "shard_paths",
+]
 
 #: Key of the parquet schema metadata whose value is JSON: scheme, scheme_version, symprec, input.
 METADATA_KEY = b"mat2seq"
@@ -35,3 +49,50 @@ DUPLICATES = pa.schema([(name, pa.string()) for name in ("id", "source", "first_
 def shard_paths(folder: str | Path) -> list[Path]:
     """The shards of a prepared corpus, in order."""
     return sorted(Path(folder).glob("part-*.parquet"))
+
+
+def is_prepared(path: str | Path) -> bool:
+    """Whether a path is a folder that ``mat2seq prepare`` wrote."""
+    shards = shard_paths(path) if Path(path).is_dir() else []
+    try:
+        return bool(shards) and METADATA_KEY in (pq.read_schema(shards[0]).metadata or {})
+    except (OSError, pa.ArrowException):  # the same name, but no table
+        return False
+
+
+def scheme_of(folder: str | Path) -> str:
+    """Fingerprint of the canonical form of a prepared corpus.
+
+    Raises:
+        SchemeMismatchError: its shards have different ones.
+        Mat2SeqError: it is no prepared corpus.
+    """
+    schemes = set()
+    for path in shard_paths(folder):
+        try:
+            schemes.add(str(json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])["scheme"]))
+        except (OSError, KeyError, ValueError) as error:  # pyarrow's errors are OSError and ValueError
+            raise Mat2SeqError(f"{path} is no shard that `mat2seq prepare` wrote ({error}); remove it") from error
+    if not schemes:
+        raise Mat2SeqError(f"no part-*.parquet in {folder}: write them with `mat2seq prepare`")
+    if len(schemes) > 1:
+        raise SchemeMismatchError(f"{folder} has shards of {' and '.join(sorted(schemes))}; prepare it again")
+    return schemes.pop()
+
+
+def check_schemes(schemes: Mapping[str, str]) -> None:
+    """Refuse to compare sequences of different canonical forms, which differ for one and the same crystal.
+
+    Args:
+        schemes: fingerprint by the name of the corpus, or of what is compared with it.
+
+    Raises:
+        SchemeMismatchError: two differ; it names both.
+    """
+    (name, scheme), *others = schemes.items()
+    for other, its in others:
+        if its != scheme:
+            raise SchemeMismatchError(
+                f"{name} has the scheme {scheme!r}, {other} has {its!r}: their sequences cannot be compared; prepare "
+                "both with the same --symprec and version"
+            )

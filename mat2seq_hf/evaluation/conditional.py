@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..sequence import scheme_fingerprint
 from .crystals import examine_all
 from .csp import kinds_of_reasons
 from .denovo import counts_of, uniqueness_and_novelty
@@ -89,7 +90,7 @@ def evaluate_conditional(
     else:
         judge = train_judge(labelled or [], settings.property, settings.inside, cache, **options)
     samples = examine_all([text.cif for text in texts], canonical=True, label="reading samples", **options)
-    unique, novel, notes = uniqueness_and_novelty(samples, train, **options)
+    verdicts = uniqueness_and_novelty(samples, train, **options)
     predicted = np.full(len(texts), np.nan)
     readable = [place for place, sample in enumerate(samples) if sample.readable and sample.valid_structure]
     if readable:
@@ -102,11 +103,11 @@ def evaluate_conditional(
             "source": text.source,
             **sample.row(),
             "reason": text.reason if text.cif is None else sample.reason,
-            "unique": unique[place],
-            "novel": novel[place],
+            "unique": verdicts.unique[place],
+            "novel": verdicts.novel[place],
             "predicted": None if math.isnan(predicted[place]) else float(predicted[place]),
             "success": bool(success[place]),
-            "outcome": "ok",
+            "outcome": verdicts.outcomes[place],
         }
         for place, (text, sample) in enumerate(zip(texts, samples, strict=True))
     ]
@@ -115,11 +116,12 @@ def evaluate_conditional(
     notes = [
         f"Asked: {settings.words()}. Judge: {name}; it is no measurement, its error stands beside the success rate.",
         "Samples without a valid structure are not judged and are no success.",
-        *notes,
+        *verdicts.notes,
     ]
     report = {
         "settings": asdict(settings),
-        "counts": counts_of(texts, samples),
+        "scheme": scheme_fingerprint(),
+        "counts": counts_of(texts, samples) | verdicts.counts,
         "figures": _figures(rows) | errors,
         "reasons": kinds_of_reasons(rows),
         "tables": {},

@@ -1,4 +1,4 @@
-"""A CIF text as every task needs it: read, judged, reduced. Never raises for what a file may hold."""
+"""A crystal's text as every task needs it: read, judged, reduced. Never raises for what a file may hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..canonical import canonicalize
+from ..cell import is_cif, read_cell
 from ..cif_reading import read_plain_cif
+from ..corpora.texts import crystal_of
+from ..elements import SYMBOL_OF
 from ..errors import Mat2SeqError
 from . import pool
 from .matching import ReducedCrystal, reduce_crystal
@@ -21,7 +24,7 @@ from .validity import charge_neutral
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-__all__ = ["MIN_DISTANCE", "Examined", "examine", "examine_all", "read_structure"]
+__all__ = ["MIN_DISTANCE", "Examined", "examine", "examine_all", "examine_references", "read_structure"]
 
 #: A valid crystal has no two atoms nearer to each other than this, angstrom (as in CDVAE).
 MIN_DISTANCE = 0.5
@@ -78,24 +81,21 @@ class Examined:
         }
 
 
-def read_structure(cif: str) -> Structure:
-    """The first crystal of a CIF text, ordered, without oxidation states.
+def read_structure(text: str) -> Structure:
+    """The crystal of a text, ordered, without oxidation states; of a CIF the first one.
+
+    Args:
+        text: CIF, POSCAR or JSON, see :func:`~..corpora.texts.crystal_of`.
 
     Raises:
         Mat2SeqError: it is no ordered crystal of at most 1,000 atoms with finite numbers.
     """
-    from pymatgen.core import Element, Structure
+    from pymatgen.core import Element
 
-    if len(cif) > _MAX_CHARACTERS:
-        raise Mat2SeqError(f"a CIF of {len(cif)} characters; up to {_MAX_CHARACTERS} are read")
-    structure = _read_fast(cif)
-    if structure is None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                structure = Structure.from_str(cif, fmt="cif")
-            except Exception as error:  # the parser raises nearly every type for broken files
-                raise Mat2SeqError(f"unreadable CIF: {type(error).__name__}: {error}"[:300]) from error
+    if len(text) > _MAX_CHARACTERS:
+        raise Mat2SeqError(f"a text of {len(text)} characters; up to {_MAX_CHARACTERS} are read")
+    crystal = crystal_of(text)
+    structure = _read_cif(crystal) if isinstance(crystal, str) and is_cif(crystal) else _read_other(crystal)
     if not 0 < len(structure) <= _MAX_SITES:
         raise Mat2SeqError(f"{len(structure)} sites; 1 to {_MAX_SITES} are evaluated")
     if not structure.is_ordered:
@@ -106,6 +106,32 @@ def read_structure(cif: str) -> Structure:
         raise Mat2SeqError("species that are no elements")
     structure.remove_oxidation_states()
     return structure
+
+
+def _read_cif(cif: str) -> Structure:
+    from pymatgen.core import Structure
+
+    if (structure := _read_fast(cif)) is not None:
+        return structure
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return Structure.from_str(cif, fmt="cif")
+        except Exception as error:  # the parser raises nearly every type for broken files
+            raise Mat2SeqError(f"unreadable CIF: {type(error).__name__}: {error}"[:300]) from error
+
+
+def _read_other(crystal: Any) -> Structure:
+    """A POSCAR text, or a structure that came as JSON; checked, as neither pymatgen's reader nor its class does."""
+    from pymatgen.core import Structure
+
+    try:
+        cell = read_cell(crystal)
+    except Mat2SeqError as error:
+        if not isinstance(crystal, str):
+            raise
+        raise Mat2SeqError(f"unreadable CIF or POSCAR: {error}"[:300]) from error
+    return Structure(cell.lattice, [SYMBOL_OF[number] for number in cell.numbers.tolist()], cell.positions)
 
 
 def _read_fast(cif: str) -> Structure | None:
@@ -153,10 +179,10 @@ def _space_group(structure: Structure, symprec: float) -> int | None:
 
 
 def examine(cif: str, symprec: float | None = None, canonical: bool = False) -> Examined:
-    """Read and judge one CIF text.
+    """Read and judge one text.
 
     Args:
-        cif: the text.
+        cif: the text, see :func:`read_structure`.
         symprec: tolerance (angstrom) of the space group; None leaves it out.
         canonical: whether the canonical sequence (at 0.01 angstrom) is wanted.
     """
@@ -236,4 +262,18 @@ def examine_all(
     for where, outcome in zip(places.values(), outcomes, strict=True):
         for place in where:
             examined[place] = outcome.value if outcome.kind == "ok" else Examined(f"{outcome.kind} while reading")
+    return examined
+
+
+def examine_references(cifs: Sequence[str], **options: Any) -> list[Examined]:
+    """:func:`examine_all` of the crystals that samples are compared with.
+
+    Raises:
+        Mat2SeqError: none of them can be read.
+    """
+    examined = examine_all(cifs, **options)
+    if examined and not any(item.readable for item in examined):
+        raise Mat2SeqError(
+            f"none of the {len(examined)} reference crystals can be read; the first: {examined[0].reason}"
+        )
     return examined

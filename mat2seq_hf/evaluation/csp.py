@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any
 
 from . import pool
-from .crystals import Examined, examine_all
+from .crystals import Examined, examine_all, examine_references
 from .matching import Matcher, ReducedCrystal
 from .schema import Figure, clustered_mean, mean, share
 from .sources import Reference, SampleText, assign_prompts
@@ -119,7 +119,7 @@ def evaluate_csp(
     truths = dict(
         zip(
             [reference.id for reference in references],
-            examine_all([reference.cif for reference in references], label="reading references", **options),
+            examine_references([reference.cif for reference in references], label="reading references", **options),
             strict=True,
         )
     )

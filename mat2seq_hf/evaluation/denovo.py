@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..sequence import scheme_fingerprint
 from .coverage import CoverageCutoffs, coverage
-from .crystals import Examined, examine_all
+from .crystals import Examined, examine_all, examine_references
 from .csp import kinds_of_reasons
 from .novelty import mark_novel, mark_unique, read_corpus
 from .schema import Figure, share
 from .sources import Reference, SampleText
 
-__all__ = ["DenovoSettings", "counts_of", "evaluate_denovo", "uniqueness_and_novelty"]
+__all__ = ["DenovoSettings", "Verdicts", "counts_of", "evaluate_denovo", "uniqueness_and_novelty"]
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,62 @@ class DenovoSettings:
         return {"processes": self.processes, "timeout": self.timeout, "progress": self.progress}
 
 
-def uniqueness_and_novelty(
-    samples: Sequence[Examined], train: str | Path | None, **options: Any
-) -> tuple[list[bool], list[bool | None], list[str]]:
-    """Which samples are unique and novel, and notes on how that was decided; novelty is None without a corpus."""
-    unique = mark_unique(samples, **options)
-    if train is None:
-        return unique, [None] * len(samples), ["No training corpus was given: novelty was not judged."]
+@dataclass(frozen=True)
+class Verdicts:
+    """Which samples are unique and novel, and how that was decided.
+
+    Attributes:
+        unique, novel: of each sample; novelty is None without a corpus.
+        outcomes: of each sample, ``"ok"`` or what became of a comparison that did not end, such as
+            ``"comparison: timeout"``.
+        counts: for the report.
+        notes: for the report.
+    """
+
+    unique: list[bool]
+    novel: list[bool | None]
+    outcomes: list[str]
+    counts: dict[str, int]
+    notes: list[str]
+
+
+def uniqueness_and_novelty(samples: Sequence[Examined], train: str | Path | None, **options: Any) -> Verdicts:
+    """Compare samples with each other and with a corpus.
+
+    Raises:
+        Mat2SeqError: see :func:`.novelty.read_corpus`.
+    """
     formulas = {sample.formula for sample in samples if sample.formula is not None}
-    corpus = read_corpus(train, formulas, **options)
-    novel: list[bool | None] = list(mark_novel(samples, corpus, **options))
-    note = f"Novelty is against {corpus.size:,} crystals of {corpus.name}: canonical sequence, then StructureMatcher."
-    return unique, novel, [note]
+    corpus = None if train is None else read_corpus(train, formulas, **options)  # first: what is wrong shows at once
+    unique = mark_unique(samples, **options)
+    cut_off = list(unique.cut_off)
+    counts: dict[str, int] = {}
+    novel: list[bool | None] = [None] * len(samples)
+    if corpus is None:
+        notes = ["No training corpus was given: novelty was not judged."]
+    else:
+        found = mark_novel(samples, corpus, **options)
+        novel = list(found.verdicts)
+        cut_off += found.cut_off
+        counts["unreadable_in_training_corpus"] = corpus.unreadable
+        size = f"{corpus.size - corpus.unreadable:,}"
+        notes = [f"Novelty is against {size} crystals of {corpus.name}: canonical sequence, then StructureMatcher."]
+        if corpus.unreadable:
+            notes.append(
+                f"{corpus.unreadable:,} crystals of {corpus.name} could not be read: samples that equal one of them "
+                "count as novel."
+            )
+    outcomes = ["ok"] * len(samples)
+    for place, kind in cut_off:
+        outcomes[place] = f"comparison: {kind}"
+    counts["comparison_timeouts"] = sum(kind == "timeout" for _, kind in cut_off)
+    counts["comparison_errors"] = len(cut_off) - counts["comparison_timeouts"]
+    if cut_off:
+        notes.append(
+            f"{len(cut_off):,} comparisons of two crystals did not end and count as no match, so that too many samples "
+            "may count as unique or novel; --timeout gives them more time."
+        )
+    return Verdicts(unique.verdicts, novel, outcomes, counts, notes)
 
 
 def counts_of(texts: Sequence[SampleText], samples: Sequence[Examined]) -> dict[str, int]:
@@ -97,7 +142,8 @@ def evaluate_denovo(
     samples = examine_all(
         [text.cif for text in texts], symprec=settings.symprec, canonical=True, label="reading samples", **options
     )
-    unique, novel, notes = uniqueness_and_novelty(samples, train, **options)
+    verdicts = uniqueness_and_novelty(samples, train, **options)
+    notes = verdicts.notes
     rows = [
         {
             "prompt_id": text.prompt_id,
@@ -107,18 +153,20 @@ def evaluate_denovo(
             "reason": text.reason if text.cif is None else sample.reason,
             "density": sample.density,
             "canonical_text": sample.canonical_text,
-            "unique": first,
-            "novel": new,
-            "outcome": "ok",
+            "unique": verdicts.unique[place],
+            "novel": verdicts.novel[place],
+            "outcome": verdicts.outcomes[place],
         }
-        for text, sample, first, new in zip(texts, samples, unique, novel, strict=True)
+        for place, (text, sample) in enumerate(zip(texts, samples, strict=True))
     ]
     figures = _figures(rows)
     tables: dict[str, list[dict[str, Any]]] = {"space_groups": _space_groups(samples, None)}
+    reference_counts = {"references": len(references or ())}
     if references:
-        others = examine_all(
+        others = examine_references(
             [reference.cif for reference in references], symprec=settings.symprec, label="reading reference", **options
         )
+        reference_counts["unreadable_references"] = sum(not other.readable for other in others)
         figures |= _distances(samples, others)
         tables["space_groups"] = _space_groups(samples, others)
         if settings.coverage:
@@ -130,7 +178,8 @@ def evaluate_denovo(
             notes.append(note)
     report = {
         "settings": asdict(settings),
-        "counts": counts_of(texts, samples) | {"references": len(references or ())},
+        "scheme": scheme_fingerprint(),
+        "counts": counts_of(texts, samples) | reference_counts | verdicts.counts,
         "figures": figures,
         "reasons": kinds_of_reasons(rows),
         "tables": tables,

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..canonical import canonicalize
 from ..errors import Mat2SeqError
+from ..sequence import scheme_fingerprint
 from . import pool
 from .crystals import read_structure
 from .equivalents import KINDS, random_equivalent
@@ -174,6 +175,7 @@ def evaluate_descriptions(
         table.append(line)
     report = {
         "settings": asdict(settings),
+        "scheme": scheme_fingerprint(),
         "counts": {
             "crystals": len(chosen),
             "errors": sum(row["outcome"].startswith("error") for row in rows),

@@ -9,23 +9,37 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from ..canonical import CanonicalCrystal
 from ..cif import cif_text
-from ..corpora.prepare import read_rows
-from ..corpora.schema import shard_paths
+from ..corpora.schema import check_schemes, is_prepared, scheme_of, shard_paths
+from ..corpora.sources import read_rows
 from ..errors import Mat2SeqError
+from ..sequence import scheme_fingerprint
 from . import pool
-from .crystals import Examined, examine_all
-from .matching import Matcher, ReducedCrystal
+from .crystals import Examined, read_structure
+from .matching import Matcher, ReducedCrystal, reduce_crystal
 
-__all__ = ["NOVELTY_MATCHER", "Corpus", "formula_of_cif", "mark_novel", "mark_unique", "read_corpus", "reduced_formula"]
+__all__ = [
+    "NOVELTY_MATCHER",
+    "Corpus",
+    "Marks",
+    "formula_of",
+    "formula_of_cif",
+    "mark_novel",
+    "mark_unique",
+    "read_corpus",
+    "reduced_formula",
+]
 
 #: StructureMatcher's own defaults.
 NOVELTY_MATCHER = Matcher(ltol=0.2, stol=0.3, angle_tol=5.0)
@@ -41,12 +55,14 @@ class Corpus:
     Attributes:
         name: for the report.
         size: crystals in it.
+        unreadable: those of them that could not be read, and with which nothing was compared.
         texts: canonical sequences; empty for a corpus that was not prepared.
         crystals: matchable crystals of the formulas that were asked for, by their atoms.
     """
 
     name: str
     size: int
+    unreadable: int
     texts: frozenset[str]
     crystals: Mapping[tuple[int, ...], Sequence[ReducedCrystal]]
 
@@ -67,28 +83,45 @@ def formula_of_cif(cif: str) -> str | None:
     return found["formula"].strip() if found and _WORDS.fullmatch(found["formula"].strip()) else None
 
 
+def formula_of(text: str) -> str | None:
+    """The formula that a CIF states, else that of the crystal; None for what is no crystal."""
+    if (stated := formula_of_cif(text)) is not None:
+        return stated
+    try:
+        return str(read_structure(text).composition.formula)
+    except Mat2SeqError:
+        return None
+
+
+class _Wanted:
+    """Whether a formula is among those that are compared; each is looked at once."""
+
+    def __init__(self, formulas: Iterable[str]) -> None:
+        self._formulas = frozenset(formulas)
+        self._known: dict[str, bool] = {}
+
+    def __contains__(self, formula: str) -> bool:
+        if formula not in self._known:
+            self._known[formula] = reduced_formula(formula) in self._formulas
+        return self._known[formula]
+
+
 def _formula_of_text(text: str) -> str:
     """The words before the space group of a canonical sequence."""
     return text.partition(" [")[0]
 
 
-def _candidates(path: Path, wanted: set[str]) -> Iterator[tuple[str | None, str | None]]:
-    """Canonical sequence (if prepared) and CIF (if its formula is wanted) of every crystal of a corpus."""
-    shards = shard_paths(path) if path.is_dir() else []
-    known: dict[str, bool] = {}
-    if shards:
-        for shard in shards:
-            for text in pq.read_table(shard, columns=["text"]).column("text").to_pylist():
-                formula = _formula_of_text(text)
-                if formula not in known:
-                    known[formula] = reduced_formula(formula) in wanted
-                yield text, cif_text(CanonicalCrystal.from_text(text)) if known[formula] else None
-        return
-    for row in read_rows([path]):
-        formula = formula_of_cif(row.text) or ""
-        if formula not in known:  # without a formula in the file it has to be read
-            known[formula] = not formula or reduced_formula(formula) in wanted
-        yield None, row.text if known[formula] else None
+def _sequences(folder: Path) -> Iterator[str]:
+    """Canonical sequences of a prepared corpus."""
+    check_schemes({str(folder): scheme_of(folder), "the canonical form of samples": scheme_fingerprint()})
+    for shard in shard_paths(folder):
+        yield from pq.read_table(shard, columns=["text"]).column("text").to_pylist()
+
+
+def _reduced(text: str, formulas: frozenset[str]) -> ReducedCrystal | None:
+    """The cell that is matched, None for a crystal of another formula."""
+    structure = read_structure(text)
+    return reduce_crystal(structure) if structure.composition.reduced_formula in formulas else None
 
 
 def read_corpus(
@@ -97,96 +130,165 @@ def read_corpus(
     """A corpus, of which only the crystals of some formulas are read in full.
 
     Args:
-        path: a prepared corpus (folder of part-*.parquet), a table with a column cif, or a folder of CIFs.
+        path: a prepared corpus (folder of part-*.parquet), or what :func:`~..corpora.sources.read_rows` reads. Texts
+            that state no formula, such as POSCAR and JSON, are all read in full.
         formulas: reduced formulas of the samples.
         processes, timeout, progress: see :func:`.pool.run`.
 
     Raises:
-        Mat2SeqError: the corpus cannot be read or is empty.
+        SchemeMismatchError: it was prepared with another canonical form than the samples get.
+        Mat2SeqError: the corpus cannot be read, is empty, or none of its crystals can be read.
     """
-    wanted = set(formulas)
-    texts: set[str] = set()
-    cifs: list[str] = []
+    formulas = frozenset(formulas)
+    wanted = _Wanted(formulas)
+    known: list[str] = []
+    asked: list[str] = []
+    problems: list[str] = []
     size = 0
-    for text, cif in _candidates(Path(path), wanted):
-        size += 1
-        if text is not None:
-            texts.add(text)
-        if cif is not None:
-            cifs.append(cif)
+    if is_prepared(path):
+        known = list(_sequences(Path(path)))
+        asked = [cif_text(CanonicalCrystal.from_text(text)) for text in known if _formula_of_text(text) in wanted]
+        size = len(known)
+    else:
+        for row in read_rows([path]):
+            size += 1
+            if row.problem:
+                problems.append(row.problem)
+            elif (formula := formula_of_cif(row.text)) is None or formula in wanted:
+                asked.append(row.text)
     if not size:
         raise Mat2SeqError(f"no crystals in {path}")
-    options: dict[str, Any] = {"processes": processes, "timeout": timeout, "progress": progress}
     crystals: dict[tuple[int, ...], list[ReducedCrystal]] = defaultdict(list)
-    for item in examine_all(cifs, label="reading corpus", **options):
-        if item.reduced is not None:
-            crystals[item.reduced.content].append(item.reduced)
-    return Corpus(Path(path).name, size, frozenset(texts), crystals)
+    outcomes = pool.run(
+        partial(_reduced, formulas=formulas),
+        asked,
+        label="reading corpus",
+        processes=processes,
+        timeout=timeout,
+        progress=progress,
+    )
+    for outcome in outcomes:
+        if outcome.kind != "ok":
+            problems.append(outcome.kind)
+        elif outcome.value is not None:
+            crystals[outcome.value.content].append(outcome.value)
+    if len(problems) == size:
+        raise Mat2SeqError(
+            f"none of the {size} crystals in {path} can be read, so that everything would look new: {problems[0]}"
+        )
+    return Corpus(Path(path).name, size, len(problems), frozenset(known), crystals)
 
 
-def _first_match(task: tuple[ReducedCrystal, Sequence[ReducedCrystal]], matcher: Matcher) -> int | None:
-    """Index of the first of several crystals that matches."""
-    crystal, others = task
-    return next((index for index, other in enumerate(others) if matcher.rms(other, crystal) is not None), None)
+@dataclass(frozen=True)
+class Marks:
+    """A verdict on each sample, and the comparisons that gave none.
+
+    Attributes:
+        verdicts: one for each sample.
+        cut_off: what became of comparisons that did not end, such as ``"timeout"``, with the places of their samples;
+            they count as no match.
+    """
+
+    verdicts: list[bool]
+    cut_off: list[tuple[int, str]] = field(default_factory=list)
 
 
-def mark_unique(samples: Sequence[Examined], *, matcher: Matcher = NOVELTY_MATCHER, **options: Any) -> list[bool]:
+def _match(pair: tuple[ReducedCrystal, ReducedCrystal], matcher: Matcher) -> bool:
+    return matcher.rms(*pair) is not None
+
+
+class _Rounds:
+    """Comparisons in rounds, each pair within the time limit; what did not end is kept with the place of its sample."""
+
+    def __init__(self, matcher: Matcher, processes: int = 1, timeout: float = 60.0) -> None:
+        self._function = partial(_match, matcher=matcher)
+        self._pool = pool.Pool(processes=processes, timeout=timeout)
+        self.cut_off: list[tuple[int, str]] = []
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.close()
+
+    def matching(self, pairs: Sequence[tuple[int, ReducedCrystal, ReducedCrystal]]) -> set[int]:
+        """Places of the samples that match; each pair is the sample's place, a known crystal, and the sample."""
+        outcomes = self._pool.run(self._function, [(known, sample) for _, known, sample in pairs], progress=False)
+        for (place, _, _), outcome in zip(pairs, outcomes, strict=True):
+            if outcome.kind != "ok":
+                self.cut_off.append((place, outcome.kind))
+        return {place for (place, _, _), outcome in zip(pairs, outcomes, strict=True) if outcome.value}
+
+
+def mark_unique(
+    samples: Sequence[Examined], *, matcher: Matcher = NOVELTY_MATCHER, progress: bool = True, **options: Any
+) -> Marks:
     """For each sample, whether no earlier one is the same crystal; unreadable ones are not unique.
+
+    In each round the first open sample of every composition is unique, and the others are compared with it.
 
     Args:
         samples: examined with ``canonical=True``.
         matcher: decides where sequences differ.
-        options: see :func:`.pool.run`.
+        progress, options: see :func:`.pool.run`.
     """
-    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for place, sample in enumerate(samples):
-        if sample.reduced is not None:
-            groups[sample.reduced.content].append(place)
-    tasks = [[samples[place] for place in group] for group in groups.values()]
-    outcomes = pool.run(partial(_first_of_each, matcher=matcher), tasks, label="comparing samples", **options)
-    unique = [False] * len(samples)
-    for group, outcome in zip(groups.values(), outcomes, strict=True):
-        for place, first in zip(group, outcome.value or [False] * len(group), strict=True):
-            unique[place] = first
-    return unique
-
-
-def _first_of_each(group: Sequence[Examined], matcher: Matcher) -> list[bool]:
-    """Which of some crystals of one formula come first of their kind."""
+    groups: dict[tuple[int, ...], list[tuple[int, ReducedCrystal]]] = defaultdict(list)
     texts: set[str] = set()
-    kinds: list[ReducedCrystal] = []
-    marks = []
-    for sample in group:
-        assert sample.reduced is not None
-        known = sample.canonical_text is not None and sample.canonical_text in texts
-        if not known:
-            known = _first_match((sample.reduced, kinds), matcher) is not None
-        if not known:
-            kinds.append(sample.reduced)
+    unique = [False] * len(samples)
+    for place, sample in enumerate(samples):
+        if sample.reduced is None or sample.canonical_text in texts:
+            continue
         if sample.canonical_text is not None:
             texts.add(sample.canonical_text)
-        marks.append(not known)
-    return marks
+        unique[place] = True
+        groups[sample.reduced.content].append((place, sample.reduced))
+    waiting = [group for group in groups.values() if len(group) > 1]
+    with (
+        closing(_Rounds(matcher, **options)) as rounds,
+        tqdm(total=sum(map(len, waiting)), desc="comparing samples", disable=not progress, leave=False, delay=1) as bar,
+    ):
+        while waiting:
+            same = rounds.matching(
+                [(place, first, other) for (_, first), *others in waiting for place, other in others]
+            )
+            for place in same:
+                unique[place] = False
+            rest = [[item for item in group[1:] if item[0] not in same] for group in waiting]
+            bar.update(sum(map(len, waiting)) - sum(len(group) for group in rest if len(group) > 1))
+            waiting = [group for group in rest if len(group) > 1]
+    return Marks(unique, rounds.cut_off)
 
 
 def mark_novel(
-    samples: Sequence[Examined], corpus: Corpus, *, matcher: Matcher = NOVELTY_MATCHER, **options: Any
-) -> list[bool]:
+    samples: Sequence[Examined],
+    corpus: Corpus,
+    *,
+    matcher: Matcher = NOVELTY_MATCHER,
+    progress: bool = True,
+    **options: Any,
+) -> Marks:
     """For each sample, whether the corpus does not have it; unreadable ones are not novel.
+
+    In each round every open sample is compared with the next crystal of its composition.
 
     Args:
         samples: examined with ``canonical=True``.
         corpus: read for the formulas of the samples.
-        matcher, options: see :func:`mark_unique`.
+        matcher, progress, options: see :func:`mark_unique`.
     """
     novel = [sample.reduced is not None and sample.canonical_text not in corpus.texts for sample in samples]
-    open_questions = [place for place, new in enumerate(novel) if new]
-    tasks = []
-    for place in open_questions:
-        reduced = samples[place].reduced
-        assert reduced is not None
-        tasks.append((reduced, corpus.crystals.get(reduced.content, ())))
-    outcomes = pool.run(partial(_first_match, matcher=matcher), tasks, label="comparing with corpus", **options)
-    for place, outcome in zip(open_questions, outcomes, strict=True):
-        novel[place] = outcome.kind == "ok" and outcome.value is None
-    return novel
+    waiting: list[tuple[int, ReducedCrystal, Sequence[ReducedCrystal]]] = []
+    for place, sample in enumerate(samples):
+        if novel[place] and sample.reduced is not None:
+            waiting.append((place, sample.reduced, corpus.crystals.get(sample.reduced.content, ())))
+    with (
+        closing(_Rounds(matcher, **options)) as rounds,
+        tqdm(total=len(waiting), desc="comparing with corpus", disable=not progress, leave=False, delay=1) as bar,
+    ):
+        for turn in count():
+            left = [item for item in waiting if novel[item[0]] and turn < len(item[2])]
+            bar.update(len(waiting) - len(left))
+            waiting = left
+            if not waiting:
+                break
+            for place in rounds.matching([(place, others[turn], sample) for place, sample, others in waiting]):
+                novel[place] = False
+    return Marks(novel, rounds.cut_off)

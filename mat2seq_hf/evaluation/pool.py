@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import FrameType
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..corpora.workers import Worker
 
-__all__ = ["Outcome", "attempt_all", "run"]
+__all__ = ["Outcome", "Pool", "attempt_all", "run"]
 
 _IN_PROCESS = 40  # fewer tasks than this are not worth starting processes for
 
@@ -81,6 +81,89 @@ def attempt_all(
     return outcomes
 
 
+class Pool:
+    """Processes that are kept from one :meth:`run` to the next, for work that comes in rounds.
+
+    Args:
+        processes: how many at once; the results do not depend on it.
+        timeout: seconds of processor time for one task; a worker that takes more is killed. A few quick tasks run in
+            this process, where an alarm ends them (as soon as they are in Python code).
+    """
+
+    def __init__(self, *, processes: int = 1, timeout: float = 60.0) -> None:
+        self._timeout = timeout
+        self._workers = [Worker(attempt_all, timeout) for _ in range(processes)]  # they start when they get work
+
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self._workers:
+            worker.close()
+
+    def run(
+        self,
+        function: Callable[[Any], Any],
+        tasks: Sequence[Any],
+        *,
+        label: str = "",
+        progress: bool = True,
+        heavy: bool = False,
+        collect: Callable[[int, Outcome], None] | None = None,
+    ) -> list[Outcome]:
+        """Apply a function to every task; see :func:`run`."""
+        with tqdm(total=len(tasks), desc=label, disable=not progress, leave=False, delay=1) as bar:
+
+            def report(index: int, outcome: Outcome) -> None:
+                bar.update()
+                if collect is not None:
+                    collect(index, outcome)
+
+            if len(tasks) < (2 if heavy else _IN_PROCESS):
+                done = []
+                for index, task in enumerate(tasks):
+                    done.append(_attempt(function, task, self._timeout))
+                    report(index, done[-1])
+                return done
+            size = 1 if heavy else max(1, min(64, len(tasks) // (8 * len(self._workers))))
+            return self._spread(function, tasks, size, report)
+
+    def _spread(
+        self,
+        function: Callable[[Any], Any],
+        tasks: Sequence[Any],
+        size: int,
+        report: Callable[[int, Outcome], None],
+    ) -> list[Outcome]:
+        """Deal out the tasks to the processes, ``size`` of them at once."""
+        chunks = {first: tasks[first : first + size] for first in range(0, len(tasks), size)}
+        idle: SimpleQueue[Worker] = SimpleQueue()
+        for worker in self._workers[: len(chunks)]:
+            idle.put(worker)
+
+        def work(first: int) -> list[Outcome]:
+            worker = idle.get()
+            try:
+                outcomes: list[Outcome] = worker.run(function, chunks[first])
+                return outcomes
+            finally:
+                idle.put(worker)
+
+        done: dict[int, list[Outcome]] = {}
+        with ThreadPoolExecutor(idle.qsize()) as pool:
+            waiting = {pool.submit(work, first): first for first in chunks}
+            try:
+                for future in as_completed(waiting):
+                    first = waiting[future]
+                    done[first] = future.result()
+                    for place, outcome in enumerate(done[first], start=first):
+                        report(place, outcome)
+            except BaseException:  # interrupted: do not wait for what has not begun
+                pool.shutdown(wait=False, cancel_futures=True)
+                for worker in self._workers:
+                    worker.stop()
+                raise
+        return [outcome for first in chunks for outcome in done[first]]
+
+
 def run(
     function: Callable[[Any], Any],
     tasks: Sequence[Any],
@@ -97,9 +180,7 @@ def run(
     Args:
         function: importable by other processes.
         tasks: its arguments; they and the results are pickled.
-        processes: how many at once; the results do not depend on it.
-        timeout: seconds of processor time for one task; a worker that takes more is killed. A few quick tasks run in
-            this process, where an alarm ends them (as soon as they are in Python code).
+        processes, timeout: see :class:`Pool`.
         label: beside the progress bar.
         progress: show one.
         heavy: tasks of many seconds each, which are worth processes even if they are few.
@@ -108,60 +189,5 @@ def run(
     Returns:
         one outcome for each task, in their order.
     """
-    with tqdm(total=len(tasks), desc=label, disable=not progress, leave=False, delay=1) as bar:
-
-        def report(index: int, outcome: Outcome) -> None:
-            bar.update()
-            if collect is not None:
-                collect(index, outcome)
-
-        if len(tasks) < (2 if heavy else _IN_PROCESS):
-            done = []
-            for index, task in enumerate(tasks):
-                done.append(_attempt(function, task, timeout))
-                report(index, done[-1])
-            return done
-        size = 1 if heavy else max(1, min(64, len(tasks) // (8 * processes)))
-        return _run_in_processes(function, tasks, processes, timeout, size, report)
-
-
-def _run_in_processes(
-    function: Callable[[Any], Any],
-    tasks: Sequence[Any],
-    processes: int,
-    timeout: float,
-    size: int,
-    report: Callable[[int, Outcome], None],
-) -> list[Outcome]:
-    chunks = {first: tasks[first : first + size] for first in range(0, len(tasks), size)}
-    workers = [Worker(attempt_all, timeout) for _ in range(min(processes, len(chunks)))]
-    idle: SimpleQueue[Worker] = SimpleQueue()
-    for worker in workers:
-        idle.put(worker)
-
-    def work(first: int) -> list[Outcome]:
-        worker = idle.get()
-        try:
-            outcomes: list[Outcome] = worker.run(function, chunks[first])
-            return outcomes
-        finally:
-            idle.put(worker)
-
-    done: dict[int, list[Outcome]] = {}
-    with ThreadPoolExecutor(len(workers)) as pool:
-        waiting = {pool.submit(work, first): first for first in chunks}
-        try:
-            for future in as_completed(waiting):
-                first = waiting[future]
-                done[first] = future.result()
-                for place, outcome in enumerate(done[first], start=first):
-                    report(place, outcome)
-        except BaseException:  # interrupted: do not wait for what has not begun
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in workers:
-                worker.stop()
-            raise
-        finally:
-            for worker in workers:
-                worker.close()
-    return [outcome for first in chunks for outcome in done[first]]
+    with closing(Pool(processes=processes, timeout=timeout)) as pool:
+        return pool.run(function, tasks, label=label, progress=progress, heavy=heavy, collect=collect)

@@ -67,6 +67,7 @@ def render_markdown(report: Mapping[str, Any], plot: str | None = None) -> str:
         "## How",
         "",
         f"- settings: {settings}",
+        *([f"- canonical form: {report['scheme']}"] if "scheme" in report else []),
         f"- versions: {versions}",
         "",
         "```bash",

@@ -3,7 +3,8 @@
 A report is a dict with
 
 - ``format``: :data:`REPORT_FORMAT`; ``task``; ``name``: how the report is called in comparisons;
-- ``inputs``, ``settings``, ``versions``, ``command``, ``seconds``: how the figures came about;
+- ``inputs``, ``settings``, ``versions``, ``command``, ``seconds``: how the figures came about; ``scheme``: the
+  fingerprint of the canonical form, where the task uses it;
 - ``counts``: whole numbers, such as samples read and timeouts;
 - ``figures``: name to ``{"value", "low", "high", "n"}``, the 95 % interval and the number of observations;
 - ``reasons``: why samples were unreadable or invalid, and how often;

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..sequence import scheme_fingerprint
 from . import pool
 from .crystals import Examined, examine_all, read_structure
 from .csp import kinds_of_reasons
@@ -107,7 +108,7 @@ def evaluate_stability(
     after = examine_all(
         [item["cif"] if item else None for item, _ in relaxed], canonical=True, label="reading relaxed", **options
     )
-    unique, novel, notes = uniqueness_and_novelty(after, train, **options)
+    verdicts = uniqueness_and_novelty(after, train, **options)
     hull = Hull(
         systems,
         Store(Path(cache) / "single_points.jsonl"),
@@ -132,19 +133,20 @@ def evaluate_stability(
                 "source": text.source,
                 **sample.row(),
                 "reason": text.reason if text.cif is None else sample.reason,
-                "unique": unique[number],
-                "novel": novel[number],
+                "unique": verdicts.unique[number],
+                "novel": verdicts.novel[number],
                 "converged": bool(item and item["converged"]),
                 "steps": item["steps"] if item else None,
                 "energy_per_atom": item["energy_per_atom"] if item else None,
                 "e_above_hull": above,
                 "relaxation_rms": _WIDE.rms(first, last) if first is not None and last is not None else None,
                 "relaxed_cif": item["cif"] if item else None,
-                "outcome": outcome,
+                "outcome": verdicts.outcomes[number] if outcome == "ok" else outcome,
             }
         )
     name = potential_name(settings.calculator)
-    notes += [
+    notes = [
+        *verdicts.notes,
         f"The hull is that of {name} over {on_hull:,} crystals, as they are in the corpus; it is not DFT's hull.",
         "Phases that the corpus lacks are missing from the hull: an incomplete corpus makes samples look stable.",
         "The samples are relaxed with the potential and the corpus is not, which favours the samples slightly.",
@@ -152,8 +154,10 @@ def evaluate_stability(
     ]
     report = {
         "settings": asdict(settings),
+        "scheme": scheme_fingerprint(),
         "counts": counts_of(texts, samples)
         | _counts(rows)
+        | verdicts.counts
         | {"crystals_of_the_hull": on_hull, "failed_single_points": hull.failures},
         "figures": _figures(rows, settings.metastable),
         "reasons": kinds_of_reasons(rows),
