@@ -18,7 +18,7 @@ from mat2seq_hf.corpora.dedup import dedup
 from mat2seq_hf.corpora.duplicates import first_of_each, leakage, near_groups, text_digests
 from mat2seq_hf.corpora.prepare import prepare
 from mat2seq_hf.corpora.schema import shard_paths
-from mat2seq_hf.errors import Mat2SeqError
+from mat2seq_hf.errors import Mat2SeqError, SchemeMismatchError
 from mat2seq_hf.evaluation.equivalents import random_equivalent
 
 NAMES = ("BaTiO3", "quartz", "quartz mirrored", "ZnO")
@@ -65,6 +65,10 @@ def test_counts_add_up_when_duplicates_are_removed_and_what_is_left_is_distinct(
     assert all(row["id"][:-1] == row["first_id"][:-1] and row["first_id"].endswith("0") for row in listed)
     again = prepare([described], tmp_path / "out", duplicates="remove", num_proc=1, chunk_size=4, progress=False)
     assert again == report
+    back = prepare([described], tmp_path / "out", num_proc=1, chunk_size=4, progress=False)
+    assert back == kept
+    (first, *_), (expected, *_) = (shard_paths(tmp_path / folder) for folder in ("out", "kept"))
+    assert first.read_bytes() == expected.read_bytes()
 
 
 def test_leakage_between_splits_is_counted_in_both(described: Path, tmp_path: Path) -> None:
@@ -75,6 +79,30 @@ def test_leakage_between_splits_is_counted_in_both(described: Path, tmp_path: Pa
         prepare([tmp_path / f"{split}.parquet"], tmp_path / split, num_proc=1, progress=False)
     (overlap,) = leakage({"train": tmp_path / "train", "val": tmp_path / "val"})
     assert (overlap.sequences, overlap.rows_of_first, overlap.rows_of_second) == (2, 2, 2)
+
+
+def test_a_prepared_folder_gives_the_groups_of_its_crystals(described: Path, tmp_path: Path) -> None:
+    raw = dedup([described], num_proc=1, progress=False)
+    prepare([described], tmp_path / "prepared", num_proc=1, progress=False)
+    assert dedup([tmp_path / "prepared"], tmp_path / "out") == raw
+    assert len(pd.read_csv(tmp_path / "out" / "unique.csv")) == 4
+    assert main(["dedup", str(tmp_path / "prepared"), "--near", "0.1"]) == 0
+    with pytest.raises(Mat2SeqError, match="holds sequences"):
+        dedup([tmp_path / "prepared", described])
+    for more in ([str(described)], ["--symprec", "0.1"], [str(tmp_path / "prepared"), "--near", "0.1"]):
+        assert main(["dedup", str(tmp_path / "prepared"), *more]) == 2
+
+
+def test_corpora_of_different_canonical_forms_are_not_compared(described: Path, tmp_path: Path) -> None:
+    pd.read_parquet(described).iloc[:4].to_parquet(tmp_path / "few.parquet")
+    for symprec in (0.01, 0.1):
+        prepare([tmp_path / "few.parquet"], tmp_path / str(symprec), symprec=symprec, num_proc=1, progress=False)
+    with pytest.raises(SchemeMismatchError, match=r"symprec=0\.01 .* symprec=0\.1 "):
+        leakage({"one": tmp_path / "0.01", "other": tmp_path / "0.1"})
+    asked = ["prepare", str(tmp_path / "few.parquet"), "-o", str(tmp_path / "new"), "--num-proc", "1", "--against"]
+    assert main([*asked, str(tmp_path / "0.1")]) == 2
+    assert not (tmp_path / "new").exists()
+    assert main([*asked, str(tmp_path / "0.01")]) == 0
 
 
 def test_the_first_of_each_value_is_found_whatever_the_chunks() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ..errors import Mat2SeqError
 
 if TYPE_CHECKING:
     from ..corpora.duplicates import Overlap
@@ -16,6 +18,7 @@ SUMMARY = "find crystals that are there more than once"
 EXAMPLES = """examples:
   mat2seq dedup cifs/ more.zip table.csv -o deduplicated/    duplicates.csv and unique.csv
   mat2seq dedup cifs/ --near 0.1                             near-duplicates, too: within 0.1 angstrom
+  mat2seq dedup prepared/train                               of crystals that are prepared already
   mat2seq dedup prepared/train prepared/val prepared/test    what prepared splits have in common
 
 Two crystals are the same if their canonical sequences are: cell, origin, orientation, order of atoms and supercell
@@ -46,15 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--show", type=int, default=5, metavar="N", help="groups to print (default: 5)")
 
 
-def _is_prepared(path: str) -> bool:
-    import pyarrow.parquet as pq
-
-    from ..corpora.schema import METADATA_KEY, shard_paths
-
-    shards = shard_paths(path) if Path(path).is_dir() else []
-    return bool(shards) and METADATA_KEY in (pq.read_schema(shards[0]).metadata or {})
-
-
 def print_overlaps(overlaps: list[Overlap]) -> None:
     """Print what prepared corpora have in common, as a table."""
     from rich.console import Console
@@ -73,15 +67,24 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from ..corpora.dedup import dedup
     from ..corpora.duplicates import leakage
+    from ..corpora.schema import is_prepared
     from ..corpora.sources import short_names
 
-    if len(args.inputs) > 1 and all(map(_is_prepared, args.inputs)):
+    prepared = list(map(is_prepared, args.inputs))
+    if len(args.inputs) > 1 and all(prepared):
+        if args.output is not None or args.near is not None or args.symprec is not None:
+            raise Mat2SeqError(
+                "several prepared folders are compared as they are, without --output, --near and --symprec; give one "
+                "of them alone, or the files they were prepared from"
+            )
         names = short_names([Path(path) for path in args.inputs])
         print_overlaps(leakage(dict(zip(names, args.inputs, strict=True))))
         return 0
     # crystals that differ by the tolerance show the same symmetry only if the search allows for as much
-    symprec = args.symprec or min(max(args.near or 0.0, 0.01), 0.2)
-    found = dedup(args.inputs, args.output, near=args.near, symprec=symprec, num_proc=args.num_proc)
+    settings: dict[str, Any] = {} if args.symprec is None else {"symprec": args.symprec}
+    if not any(prepared):
+        settings = {"symprec": min(max(args.near or 0.0, 0.01), 0.2), "num_proc": args.num_proc} | settings
+    found = dedup(args.inputs, args.output, near=args.near, **settings)
     print(
         f"{found.read:,} crystals: {found.distinct:,} distinct, {found.duplicates:,} duplicates in "
         f"{len(found.groups):,} groups, {found.rejected:,} set aside"

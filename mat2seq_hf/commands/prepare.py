@@ -95,7 +95,9 @@ def _print(name: str, report: PrepareReport, folder: Path) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from ..corpora.duplicates import leakage
+    from ..corpora.encode import EncodeSettings
     from ..corpora.prepare import prepare
+    from ..corpora.schema import check_schemes, scheme_of
     from ..corpora.sources import short_names
     from .dedup import print_overlaps
 
@@ -103,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
         name: getattr(args, name)
         for name in ("symprec", "on_disorder", "duplicates", "chunk_size", "num_proc", "seconds")
     }
+    own = str(EncodeSettings(args.symprec, args.on_disorder).metadata()["scheme"])
+    check_schemes({"this run": own} | {name: scheme_of(name) for name in args.against})  # not only after hours of work
     folders: list[Path] = []
     for split, paths in _inputs(args).items():
         folder = args.output / split if split else args.output

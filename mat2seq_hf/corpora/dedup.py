@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.parquet as pq
 
 from ..errors import Mat2SeqError
 from .duplicates import first_of_each, near_groups, read_columns, text_digests
 from .encode import write_table
 from .prepare import prepare
+from .schema import is_prepared
 
 __all__ = ["DedupReport", "dedup", "duplicate_groups"]
 
@@ -71,14 +73,16 @@ def dedup(
     """Find crystals that are there more than once, in any cell, origin, orientation and order of atoms.
 
     Args:
-        inputs: files, folders and archives, see :func:`~.sources.read_rows`.
+        inputs: files, folders and archives, see :func:`~.sources.read_rows`; or one folder that ``prepare`` wrote.
         output: folder for ``duplicates.csv`` (all members of all groups), ``unique.csv`` (one row a distinct crystal),
-            both also as parquet, and ``prepared/`` with the sequences, from which a killed run continues.
+            both also as parquet, and for raw crystals ``prepared/`` with the sequences, from which a killed run
+            continues.
         near: join near-duplicates, too: tolerance in angstrom, see :func:`~.duplicates.near_groups`.
         settings: of :func:`~.prepare.prepare`, such as ``num_proc`` and ``symprec``.
 
     Raises:
-        Mat2SeqError: as ``prepare``; or ``near`` is not positive.
+        Mat2SeqError: as ``prepare``; ``near`` is not positive; or a prepared folder comes with other inputs or with
+            settings, which it has already.
 
     Example:
         >>> dedup(["cifs/"], "deduplicated", near=0.05)  # doctest: +SKIP
@@ -86,16 +90,26 @@ def dedup(
     """
     if near is not None and not 0 < near <= 1:
         raise Mat2SeqError(f"near is a tolerance of 0 to 1 angstrom, not {near!r}")
+    prepared = [str(path) for path in inputs if is_prepared(path)]
+    if prepared and (len(inputs) > 1 or settings):
+        raise Mat2SeqError(
+            f"{prepared[0]} holds sequences, not crystals: give it alone, without {', '.join(settings) or 'others'}; "
+            "or give the files it was prepared from"
+        )
     place = tempfile.TemporaryDirectory() if output is None else nullcontext(str(output))
     with place as name:
         folder = Path(name)
-        report = prepare(inputs, folder / "prepared", **settings)
-        table = duplicate_groups(folder / "prepared", near)
+        source = Path(prepared[0]) if prepared else folder / "prepared"
+        if not prepared:
+            prepare(inputs, source, **settings)
+        rejected = pq.read_metadata(source / "rejected.parquet").num_rows
+        table = duplicate_groups(source, near)
         first = table.column("group").to_numpy()
         sizes = np.bincount(first, minlength=len(first))
         repeated = sizes[first] > 1
         members = table.filter(pa.array(repeated))
         if output is not None:
+            folder.mkdir(parents=True, exist_ok=True)
             _write(members.sort_by("group"), folder / "duplicates")
             _write(table.filter(pa.array(first == np.arange(len(first)))).drop_columns(["group"]), folder / "unique")
     groups: dict[int, list[str]] = {}
@@ -103,4 +117,4 @@ def dedup(
         groups.setdefault(group, []).append(name)
     distinct = int((sizes > 0).sum())
     ranked = sorted(groups.values(), key=len, reverse=True)
-    return DedupReport(report.read, distinct, len(first) - distinct, report.rejected, ranked)
+    return DedupReport(len(first) + rejected, distinct, len(first) - distinct, rejected, ranked)

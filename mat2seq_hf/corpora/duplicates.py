@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import Mat2SeqError
 from ..grid import ANGLE_UNIT, COORDINATE_GRID, LENGTH_UNIT
 from ..sequence import parse_text
-from .schema import shard_paths
+from .schema import check_schemes, scheme_of, shard_paths
 
 __all__ = ["Overlap", "first_of_each", "leakage", "near_groups", "read_columns", "text_digests"]
 
@@ -90,12 +90,14 @@ def leakage(folders: dict[str, str | Path]) -> list[Overlap]:
         folders: folder by name.
 
     Raises:
+        SchemeMismatchError: two were prepared with different canonical forms.
         Mat2SeqError: a folder holds no prepared corpus.
 
     Example:
         >>> leakage({"train": "prepared/train", "val": "prepared/val"})  # doctest: +SKIP
         [Overlap(first='train', second='val', sequences=3, rows_of_first=3, rows_of_second=4)]
     """
+    check_schemes({name: scheme_of(folder) for name, folder in folders.items()})
     digests = {name: _folder_digests(folder) for name, folder in folders.items()}
     found = []
     for one, other in combinations(digests, 2):

@@ -135,8 +135,8 @@ def _digest(rows: Sequence[InputRow]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _finished(good: Path, bad: Path, metadata: Mapping[str, object]) -> Counts | None:
-    """Counts of a chunk whose two files are there with the same scheme, settings and input; else None."""
+def _finished(good: Path, bad: Path, metadata: Mapping[str, object], rows: int) -> Counts | None:
+    """Counts of a chunk whose two files are there with the same scheme, settings and input, and all rows; else None."""
     if not (good.exists() and bad.exists()):
         return None
     try:
@@ -147,7 +147,9 @@ def _finished(good: Path, bad: Path, metadata: Mapping[str, object]) -> Counts |
         rejected: int = pq.read_metadata(bad).num_rows
     except (OSError, ValueError, pa.ArrowException):  # damaged by something else: made again
         return None
-    return Counts(len(tokens) + rejected, len(tokens), rejected, sum(tokens))
+    if len(tokens) + rejected != rows:
+        return None
+    return Counts(rows, len(tokens), rejected, sum(tokens))
 
 
 def encode_chunk(
@@ -173,7 +175,7 @@ def encode_chunk(
     """
     paths = Path(good), Path(bad)
     metadata: dict[str, Any] = {**settings.metadata(), "input": _digest(rows)}
-    if (counts := _finished(*paths, metadata)) is not None:
+    if (counts := _finished(*paths, metadata, len(rows))) is not None:
         return counts
     encoded: list[dict[str, object]] = []
     for index, row in enumerate(rows):

@@ -7,7 +7,7 @@ import queue
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -161,13 +161,15 @@ def _list_duplicates(folder: Path, output: Path) -> NDArray[np.bool_]:
 
 
 def _leave_out(folder: Path, output: Path, repeated: NDArray[np.bool_]) -> None:
-    """Write the shards again without the marked rows."""
+    """Write the shards again without the marked rows; they are no longer all of their input and do not say so."""
     start = 0
     paths = shard_paths(folder)
     for path in paths:
         table = pq.read_table(path)
         kept = table.filter(pa.array(~repeated[start : start + len(table)]))
-        write_table(kept, output / path.name)
+        metadata = json.loads(table.schema.metadata[METADATA_KEY])
+        del metadata["input"]
+        write_table(kept.replace_schema_metadata({METADATA_KEY: json.dumps(metadata)}), output / path.name)
         start += len(table)
     wanted = {path.name for path in paths}
     for path in shard_paths(output):
@@ -196,7 +198,7 @@ def finish(folder: Path, output: Path, duplicates: str, wanted: set[Path]) -> Pr
     removed = len(repeated) - encoded
     report = PrepareReport(len(repeated) + rejected, encoded, rejected, tokens, int(repeated.sum()), removed)
     scheme = json.loads((pq.read_schema(shard_paths(output)[0]).metadata or {})[METADATA_KEY])
-    scheme.pop("input")
+    scheme.pop("input", None)
     text = json.dumps({**asdict(report), **scheme}, indent=2) + "\n"
     (output / "report.json").write_text(text, encoding="utf-8")
     return report
@@ -278,19 +280,17 @@ def prepare(
         PrepareReport(read=9047, encoded=9047, rejected=0, tokens=551234, duplicates=12, removed=0)
     """
     rows = read_rows(inputs)
-    try:
-        return prepare_rows(
-            rows,
-            output,
-            symprec=symprec,
-            on_disorder=on_disorder,
-            duplicates=duplicates,
-            num_proc=num_proc,
-            chunk_size=chunk_size,
-            seconds=seconds,
-            progress=progress,
-        )
-    except Mat2SeqError as error:
-        if "no crystals in the input" not in str(error):
-            raise
-        raise Mat2SeqError(f"no crystals in {', '.join(map(str, inputs))}") from error
+    first = list(islice(rows, 1))
+    if not first:
+        raise Mat2SeqError(f"no crystals in {', '.join(map(str, inputs))}")
+    return prepare_rows(
+        chain(first, rows),
+        output,
+        symprec=symprec,
+        on_disorder=on_disorder,
+        duplicates=duplicates,
+        num_proc=num_proc,
+        chunk_size=chunk_size,
+        seconds=seconds,
+        progress=progress,
+    )
