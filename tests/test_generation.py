@@ -18,8 +18,9 @@ from mat2seq_hf.errors import Mat2SeqError
 from mat2seq_hf.generation import SAMPLES, Asked, Job, merge, prompt_json, read_prompts, run_job, summary, write_cifs
 from mat2seq_hf.pipeline import CrystalGenerationPipeline
 from mat2seq_hf.presets import gpt2_config
-from mat2seq_hf.prompts import Prompt
+from mat2seq_hf.prompts import Prompt, make_plan
 from mat2seq_hf.tokenizer import build_tokenizer
+from mat2seq_hf.wishes import read_prompt
 
 FORMULAS = ("NaCl", "BaTiO3", "C", "Fe2O3", "LiF", "MgB2", "CuZn")
 ASKED = [Asked(f"p{number}", formula) for number, formula in enumerate(FORMULAS)]
@@ -93,13 +94,16 @@ def test_prompts_that_cannot_be_fulfilled_are_set_aside_with_a_reason(
     pipe: CrystalGenerationPipeline, tmp_path: Path
 ) -> None:
     asked = [Asked("../up", "NaCl"), Asked("bad", "Xx2"), Asked("small", {"formula": "BaTiO3", "n_atoms": 3})]
+    wrong: tuple[dict[str, Any], ...]
+    wrong = ({"formula": ["CsCl"]}, {"elements": 5}, {"formula": "KCl", "properties": 3}, {"formula": ""}, {"a": 1})
+    asked += [Asked(f"wrong {number}", prompt) for number, prompt in enumerate(wrong)]
     table = finish(pipe, tmp_path, asked)
     assert set(table.prompt_id) == {"../up"}
     rejected = pd.read_parquet(tmp_path / "rejected.parquet")
-    assert rejected.prompt_id.tolist() == ["bad", "small"]
+    assert rejected.prompt_id.tolist() == ["bad", "small", *(f"wrong {number}" for number in range(5))]
     assert "not an element" in rejected.reason[0]
     assert "5 atoms in a formula unit" in rejected.reason[1]
-    assert "2 prompts cannot be fulfilled" in summary(tmp_path)
+    assert "7 prompts cannot be fulfilled" in summary(tmp_path)
     written = write_cifs(tmp_path / "samples.parquet", tmp_path / "cifs")
     assert written == table.valid.sum() == len(list((tmp_path / "cifs").iterdir()))
     with pytest.raises(Mat2SeqError, match="none of 1 prompts can be fulfilled"):
@@ -114,7 +118,7 @@ def test_prompts_are_read_from_every_kind_of_file(tmp_path: Path) -> None:
         Asked("x", {"elements": ["Li", "O"]}),
         Asked("2", {"formula": "C", "space_group": 227}),
     ]
-    (tmp_path / "c.csv").write_text("material_id,formula,n_atoms,note\nm1,NaCl,2,x\nm2,KCl,,y\n")
+    (tmp_path / "c.csv").write_text("material_id,formula,n_atoms\nm1,NaCl,2\nm2,KCl,\n")
     expected = [Asked("m1", {"formula": "NaCl", "n_atoms": 2}), Asked("m2", {"formula": "KCl"})]
     assert read_prompts(tmp_path / "c.csv") == expected
     pd.read_csv(tmp_path / "c.csv").to_parquet(tmp_path / "c.parquet")
@@ -125,6 +129,57 @@ def test_prompts_are_read_from_every_kind_of_file(tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "prepared") == [Asked("m", {"formula": "Ba1Ti1O3", "formula_units": 2})]
 
 
+def test_a_table_asks_for_what_its_columns_say(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(
+        ",id,formula,space_group,elements,n_atoms,band_gap,e_above_hull,condition\n"
+        "0,a,NaN,225,,2.0,1.5,0:0.1,true\n"
+        "1,b, NaCl ,Fm-3m,,,,,\n"
+        "2,c,,,\"['Li', 'O']\",,,,\n"
+        "3,d,,,Li-Fe P O,4\n"
+        "4,e,,,,,2,,\n"
+        "5,f,,,,,,,\n"
+    )
+    expected = [
+        Asked("a", {"formula": "NaN", "space_group": 225, "n_atoms": 2, "band_gap": 1.5, "e_above_hull": (0.0, 0.1)}),
+        Asked("b", {"formula": "NaCl", "space_group": "Fm-3m"}),
+        Asked("c", {"elements": ["Li", "O"]}),
+        Asked("d", {"elements": ["Li", "Fe", "P", "O"], "n_atoms": 4}),
+        Asked("e", {"band_gap": 2}),
+        Asked("f", {"formula": ""}),  # which is refused: an empty row does not ask for any crystal
+    ]
+    assert isinstance(expected[0].prompt, dict)
+    expected[0].prompt["condition"] = True
+    assert read_prompts(path) == expected
+    for one in expected[:-1]:
+        make_plan(read_prompt(one.prompt))
+    table = {
+        "id": ["a", "b", "c"],
+        "formula": ["NaN", None, None],
+        "elements": [None, ["Li", "O"], None],
+        "band_gap": [1.5, float("nan"), None],
+        "n_atoms": [2, None, None],
+    }
+    pd.DataFrame(table, index=[3, 4, 7]).to_parquet(tmp_path / "a.parquet")
+    assert read_prompts(tmp_path / "a.parquet") == [
+        Asked("a", {"formula": "NaN", "band_gap": 1.5, "n_atoms": 2}),
+        Asked("b", {"elements": ["Li", "O"]}),
+        Asked("c", {"formula": ""}),
+    ]
+
+
+def test_a_formula_that_is_missing_in_a_line_of_json_asks_for_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"id": "a", "formula": null}\n{"id": "b"}\n{"formula": "NaCl", "band_gap": null, "n_atoms": null}\n'
+    )
+    assert [one.prompt for one in read_prompts(path)] == [
+        {"formula": ""},
+        {},  # any crystal
+        {"formula": "NaCl", "band_gap": None},  # a value that is unknown
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -133,6 +188,10 @@ def test_prompts_are_read_from_every_kind_of_file(tmp_path: Path) -> None:
         ("a.jsonl", b"{'formula'}", "a.jsonl:1 is no JSON"),
         ("a.jsonl", b"[1]", "an object of prompt fields"),
         ("a.csv", b"x,y\n1,2\n", "none of the columns"),
+        ("a.csv", b"", "none of the columns"),
+        ("a.csv", b"formula,spacegroup,note\nNaCl,225,x\n", "'spacegroup', 'note' is unknown"),
+        ("a.csv", b"formula,n_atoms,n_atoms\nNaCl,2,4\n", "'n_atoms' is unknown or there twice"),
+        ("a.csv", b"formula,n_atoms\nNaCl,2,4\n", "row 1 has 3 cells, the head 2"),
         ("a.parquet", b"PAR1 not really", "cannot be read as a table"),
         ("a.csv", b"id,formula\n1,NaCl\n1,KCl\n", "occurs twice"),
         ("absent.txt", None, "does not exist"),

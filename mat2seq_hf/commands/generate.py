@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from itertools import count
@@ -152,21 +151,19 @@ def _wishes(args: argparse.Namespace) -> dict[str, Any]:
     """Fields of the prompt that were given as options."""
     names = ("formula_units", "elements", "n_atoms", "max_atoms", "space_group", "crystal_system")
     wishes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if re.fullmatch(r"\d{1,9}", str(wishes.get("space_group", ""))):
-        wishes["space_group"] = int(wishes["space_group"])
     if args.property:
         wishes["properties"] = dict(map(_property, args.property))
     return wishes
 
 
-def _property(text: str) -> tuple[str, float | tuple[float, ...]]:
+def _property(text: str) -> tuple[str, Any]:
     """Name and value of ``band_gap=1.1``, or name and range of ``band_gap=1:2``."""
-    name, _, value = text.partition("=")
-    try:
-        numbers = tuple(float(part) for part in value.split(":"))
-    except ValueError:
-        raise PromptError(f"--property {text!r}: write for instance band_gap=1.1 or band_gap=1:2") from None
-    return name, numbers[0] if len(numbers) == 1 else numbers
+    from ..generation import property_value
+
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise PromptError(f"--property {text!r}: write for instance band_gap=1.1 or band_gap=1:2")
+    return name, property_value(value)
 
 
 def _write(

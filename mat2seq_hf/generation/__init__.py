@@ -2,7 +2,7 @@
 
 from .bulk import Job, merge, run_job
 from .loading import load_pipeline
-from .prompt_files import Asked, prompt_json, read_prompts
+from .prompt_files import Asked, prompt_json, property_value, read_prompts
 from .results import summary, write_cifs
 from .schema import REJECTED_PROMPTS, SAMPLES
 
@@ -14,6 +14,7 @@ __all__ = [
     "load_pipeline",
     "merge",
     "prompt_json",
+    "property_value",
     "read_prompts",
     "run_job",
     "summary",

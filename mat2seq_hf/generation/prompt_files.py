@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
+import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
-from math import gcd
+from dataclasses import dataclass
+from itertools import zip_longest
+from math import gcd, isnan
 from pathlib import Path
 from typing import Any
 
 from ..errors import Mat2SeqError
 from ..prompts import Prompt, parse_formula
+from ..vocabulary import NUMERIC_FIELDS
+from ..wishes import WISHES
 
-__all__ = ["Asked", "prompt_json", "read_prompts"]
+__all__ = ["Asked", "prompt_json", "property_value", "read_prompts"]
 
-_FIELDS = tuple(field.name for field in fields(Prompt) if field.name != "open_prefix")
 _NAMES = ("prompt_id", "material_id", "id")
+_INDEX = re.compile(r"Unnamed: \d+|__index_level_\d+__|")  # columns that pandas writes for the numbers of rows
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt as it was given: its name, and a formula or a dict of the fields of :class:`Prompt`."""
+    """A prompt as it was given: its name, and a formula or a dict of :data:`~mat2seq_hf.wishes.WISHES`."""
 
     prompt_id: str
     prompt: str | dict[str, Any]
@@ -32,19 +38,21 @@ def read_prompts(path: str | Path) -> list[Asked]:
     Args:
         path: one of
 
-            - a text file with a formula a line,
-            - ``.jsonl`` with an object of :class:`Prompt` fields a line,
-            - ``.csv`` or ``.parquet`` with columns named like these fields (empty cells are left out),
+            - a text file with a formula a line (``-`` is standard input),
+            - ``.jsonl`` with an object a line: fields of :class:`Prompt` and properties such as ``band_gap``,
+            - ``.csv`` or ``.parquet`` with columns named like these. Empty cells are left out, but a row that is empty
+              asks for no crystal: its formula is the empty one, which is refused. In ``.csv``, elements are separated
+              by blanks, commas or hyphens, and ``1:2`` is a range,
             - a folder that ``mat2seq prepare`` wrote: the formula and size of each crystal, which is the prompt of
               structure prediction.
 
             A field or column ``prompt_id``, ``material_id`` or ``id`` names the prompt, else its number does.
 
     Raises:
-        Mat2SeqError: the file cannot be read, holds nothing, or names a prompt twice.
+        Mat2SeqError: the file cannot be read, holds nothing, has other columns, or names a prompt twice.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.exists() and str(path) != "-":
         raise Mat2SeqError(f"{path} does not exist")
     rows = _rows(path)
     asked = []
@@ -53,7 +61,7 @@ def read_prompts(path: str | Path) -> list[Asked]:
             asked.append(Asked(str(number), row))
             continue
         name = next((str(row[key]) for key in _NAMES if row.get(key) is not None), str(number))
-        asked.append(Asked(name, {key: value for key, value in row.items() if key not in _NAMES}))
+        asked.append(Asked(name, _wishes(row)))
     if not asked:
         raise Mat2SeqError(f"{path} holds no prompts")
     names: set[str] = set()
@@ -64,6 +72,13 @@ def read_prompts(path: str | Path) -> list[Asked]:
     return asked
 
 
+def _wishes(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row asks for. If it names wishes and all are empty it asks for nothing, which is not: for any crystal."""
+    named = {name: value for name, value in row.items() if name not in _NAMES}
+    given = {name: value for name, value in named.items() if value is not None or name in NUMERIC_FIELDS}
+    return given if given or not named else {"formula": ""}
+
+
 def _rows(path: Path) -> Iterator[Any]:
     if path.is_dir():
         yield from _prepared(path)
@@ -71,7 +86,8 @@ def _rows(path: Path) -> Iterator[Any]:
         yield from _table(path)
     else:
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
+            lines = text.splitlines()
         except UnicodeDecodeError as error:
             raise Mat2SeqError(f"{path} is not a text file (UTF-8)") from error
         for number, line in enumerate(lines, start=1):
@@ -90,28 +106,76 @@ def _json(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def _table(path: Path) -> Iterator[dict[str, Any]]:
-    import pandas as pd
-
     try:
-        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's errors for broken files are both
+        columns, rows = (_csv if path.suffix == ".csv" else _parquet)(path)
+    except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors for broken files are the first two
         raise Mat2SeqError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from error
-    known = [name for name in table.columns if name in (*_FIELDS, *_NAMES)]
-    if not set(known) - set(_NAMES):
-        raise Mat2SeqError(f"{path} has none of the columns {', '.join(_FIELDS)}; it has {', '.join(table.columns)}")
-    for row in table[known].to_dict("records"):
-        yield {str(name): _plain(value) for name, value in row.items() if not _is_empty(value)}
+    names = [name for name in columns if not _INDEX.fullmatch(name)]
+    known = [name for name in names if name in (*WISHES, *_NAMES)]
+    if not set(known) - {*_NAMES}:
+        raise Mat2SeqError(f"{path} has none of the columns {', '.join(WISHES)}; it has {', '.join(names)}")
+    if len(known) < len(names) or len({*names}) < len(names):
+        wrong = [name for place, name in enumerate(names) if name not in known or name in names[:place]]
+        raise Mat2SeqError(
+            f"{path}: the column {', '.join(map(repr, wrong))} is unknown or there twice, remove it; "
+            f"there are {', '.join((*_NAMES, *WISHES))}"
+        )
+    for row in rows:
+        given = {name: row[name] for name in known if row[name] is not None}
+        yield given if given.keys() - {*_NAMES} else {**given, "formula": None}
 
 
-def _is_empty(value: Any) -> bool:
-    return value is None or value != value or value == ""  # noqa: PLR0124 - nan differs from itself
+def _csv(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and rows of a table of text. No word stands for a missing value: NaN is a compound of sodium."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        columns, *cells = [[cell.strip() for cell in line] for line in csv.reader(file, strict=True) if line] or [[]]
+    for number, line in enumerate(cells, start=1):
+        if len(line) > len(columns):
+            raise ValueError(f"row {number} has {len(line)} cells, the head {len(columns)}")
+    return columns, [{n: _cell(n, text) for n, text in zip_longest(columns, line, fillvalue="")} for line in cells]
+
+
+def _cell(name: str, text: str) -> Any:
+    """What the text of a cell stands for; text that is nothing of the kind stays, and the prompt is refused for it."""
+    if not text or name in (*_NAMES, "formula", "crystal_system"):
+        return text or None
+    if name == "elements":
+        return re.findall(r"\w+", text)
+    if name == "condition":
+        return {"true": True, "false": False}.get(text.lower(), text)
+    value = property_value(text)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def property_value(text: str) -> float | tuple[float, ...] | str:
+    """The number or range that a text stands for, or else the text.
+
+    Example:
+        >>> property_value("1.1"), property_value("1:2"), property_value("wide")
+        (1.1, (1.0, 2.0), 'wide')
+    """
+    try:
+        numbers = tuple(float(part) for part in text.split(":"))
+    except ValueError:
+        return text
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _parquet(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(path).read()
+    rows = table.to_pylist()
+    return table.column_names, [{name: _plain(value) for name, value in row.items()} for row in rows]
 
 
 def _plain(value: Any) -> Any:
-    """A number or text as json knows it; a whole float, from a column with empty cells, is an integer."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """A whole float is an integer, and nan is nothing: both come from columns of numbers with empty cells."""
+    if isinstance(value, dict):
+        return {name: one for name, one in value.items() if one is not None}  # every row has the keys of all rows
+    if not isinstance(value, float):
+        return None if value == "" else value
+    return None if isnan(value) else int(value) if value.is_integer() else value
 
 
 def _prepared(path: Path) -> Iterator[dict[str, Any]]:
@@ -140,7 +204,8 @@ def prompt_json(prompt: Prompt | Mapping[str, Any]) -> str:
         >>> prompt_json(Prompt("NaCl", formula_units=1))
         '{"formula": "NaCl", "formula_units": 1}'
     """
-    given = dict(prompt) if isinstance(prompt, Mapping) else {name: getattr(prompt, name) for name in _FIELDS}
+    fields = (name for name in WISHES if name not in NUMERIC_FIELDS)
+    given = dict(prompt) if isinstance(prompt, Mapping) else {name: getattr(prompt, name) for name in fields}
     if given.get("properties"):
         given["properties"] = dict(given["properties"])
     return json.dumps({name: value for name, value in given.items() if value not in (None, (), False)})
