@@ -28,6 +28,7 @@ TIGHT = 7e-6  # angstrom
 _FINE = 10_000
 _ROUNDS = 20
 _HALF = 0.52  # of a grid step: rounding boundaries lie a little off the middle
+_CUBIC = 195  # the first cubic space group
 
 
 class Scheme(NamedTuple):
@@ -42,23 +43,22 @@ class Scheme(NamedTuple):
     detector: str
 
 
-def _encode(form: Form, scheme: Scheme, wide: bool) -> tuple[Form, bool]:
+def _encode(form: Form, scheme: Scheme, wide: bool) -> Form:
     """Symmetrise within symprec until group and atom count stand still, then describe.
 
-    Averaging over a group can bring out a higher one, so one search is not enough. The second value says that a search
-    at twice symprec finds no more.
+    Averaging over a group can bring out a higher one, so one search is not enough.
     """
     crystal = form_crystal(form)
     for _ in range(_ROUNDS):
         cell = form_cell(form)
         if has_no_more_symmetry(cell, crystal, scheme.symprec):
-            return canonical_form(crystal, 1, wide), True
+            break
         before = (crystal.number, crystal.n_atoms)
         crystal = symmetrize(cell, scheme.symprec, scheme.detector)
         if (crystal.number, crystal.n_atoms) == before:
             break
         form = canonical_form(crystal, _FINE, wide)
-    return canonical_form(crystal, 1, wide), False
+    return canonical_form(crystal, 1, wide)
 
 
 def fixed_point(cell: Cell, scheme: Scheme) -> Form:
@@ -87,19 +87,12 @@ def _describe(cell: Cell, scheme: Scheme) -> tuple[Form, bool]:
     The search starts from what is symmetric to the last digit: its result is the same for every description, so that
     every later decision, however close to the tolerance, falls the same way for all of them.
     """
-    exact, nothing_more = exact_crystal(cell, TIGHT, scheme.symprec)
-    chiral = is_sohncke(exact.number)
-    fine = _fine_forms(exact, wide=False) if chiral else ()
-    if chiral:
-        # The search at 2 symprec can miss in one basis what it finds in another: in low symmetry it is asked again on
-        # the grid where every description has the same bits, of the hand that is the same for crystal and mirror image.
-        form = min(fine, key=_key)
-        nothing_more = has_no_more_symmetry(form_cell(form), form_crystal(form), scheme.symprec)
-    if nothing_more:  # most crystals: symprec finds no more symmetry than is exact
-        # Chiral ones are rounded in the way of _settle: at the edge of 2 symprec another description may go there.
-        form = _round_evenly(fine) if chiral else canonical_form(exact, 1)
-        if _survives_rounding(form, scheme.symprec):
-            return form, True
+    exact = exact_crystal(cell, TIGHT)
+    fine = _fine_forms(exact, wide=False) if is_sohncke(exact.number) else ()
+    form = _round_evenly(fine) if fine else canonical_form(exact, 1)
+    # What is symmetric within symprec is still so within twice symprec after rounding: then the rounded form can tell.
+    if _rounding(form) < scheme.symprec and _is_settled(form, scheme.symprec):  # most crystals
+        return form, True
     settled = _settle(fine or _fine_forms(exact, wide=False), scheme)
     if settled is not None:
         return settled
@@ -110,19 +103,28 @@ def _describe(cell: Cell, scheme: Scheme) -> tuple[Form, bool]:
     return _settle((wide[0],), scheme) or wide
 
 
-def _survives_rounding(form: Form, symprec: float) -> bool:
-    """Whether a rounded crystal is its own smallest form and has no more symmetry than before it was rounded."""
-    if is_fixed(form):
-        return True
-    crystal = form_crystal(form)
-    if canonical_form(crystal, 1) != form:
-        return False
-    # How far rounding moves two atoms against each other; only what was within 2 symprec could come within symprec.
+def _rounding(form: Form) -> float:
+    """How far rounding can move two atoms against each other, angstrom."""
     diagonal = float(np.linalg.norm(form.lattice[:3])) * LENGTH_UNIT
-    moved = 2 * _HALF * (diagonal / COORDINATE_GRID + LENGTH_UNIT)
-    if form.number < 16:
-        moved += 2 * _HALF * diagonal * float(np.radians(ANGLE_UNIT))
-    return moved < symprec / 2 or has_no_more_symmetry(form_cell(form), crystal, symprec)
+    angles = diagonal * float(np.radians(ANGLE_UNIT)) if form.number < 16 else 0.0
+    return 2 * _HALF * (diagonal / COORDINATE_GRID + LENGTH_UNIT + angles)
+
+
+def _is_settled(form: Form, symprec: float) -> bool:
+    """Whether a rounded crystal is its own smallest form and a search at twice symprec finds no more symmetry in it.
+
+    The search can miss in one basis what it finds in another: it is asked where every description of a crystal has
+    the same bits, and of the hand that is the same for a chiral crystal and its mirror image.
+    """
+    fixed = is_fixed(form)
+    if fixed and form.number >= _CUBIC:  # nothing is free that could be near to something else
+        return True
+    asked, crystal = form, form_crystal(form)
+    if is_sohncke(form.number):
+        asked = min(form, canonical_form(mirror_image(crystal), 1), key=_key)
+    if not has_no_more_symmetry(form_cell(asked), form_crystal(asked), symprec):
+        return False
+    return fixed or canonical_form(crystal, 1) == form
 
 
 def _settle(forms: tuple[Form, ...], scheme: Scheme, wide: bool = False) -> tuple[Form, bool] | None:
@@ -132,8 +134,8 @@ def _settle(forms: tuple[Form, ...], scheme: Scheme, wide: bool = False) -> tupl
     """
     seen: list[Form] = []
     for _ in range(_ROUNDS):
-        form, nothing_more = _encode_evenly(forms, scheme, wide)
-        if nothing_more and not wide and _survives_rounding(form, scheme.symprec):
+        form = _encode_evenly(forms, scheme, wide)
+        if not wide and _is_settled(form, scheme.symprec):
             return form, True
         if form in seen:
             return min(seen[seen.index(form) :], key=_key), False
@@ -142,7 +144,7 @@ def _settle(forms: tuple[Form, ...], scheme: Scheme, wide: bool = False) -> tupl
     return None
 
 
-def _encode_evenly(forms: tuple[Form, ...], scheme: Scheme, wide: bool) -> tuple[Form, bool]:
+def _encode_evenly(forms: tuple[Form, ...], scheme: Scheme, wide: bool) -> Form:
     """Encode so that the mirror image of a crystal gets the mirror image of its form.
 
     At the edge of the tolerance a detector can decide one way on a crystal and another way on its mirror image. Both
@@ -151,22 +153,21 @@ def _encode_evenly(forms: tuple[Form, ...], scheme: Scheme, wide: bool) -> tuple
     if is_sohncke(forms[0].number) and len(forms) == 1:
         # Rounding may have brought out symmetry that the form does not state.
         cell = primitive_cell(form_cell(forms[0]), TIGHT)
-        forms = _fine_forms(exact_crystal(cell, TIGHT, TIGHT)[0], wide)
+        forms = _fine_forms(exact_crystal(cell, TIGHT), wide)
     if len(forms) == 1:
         return _encode(forms[0], scheme, wide)
     encoded = [_encode(member, scheme, wide) for member in forms]
-    achiral = [found for found in encoded if not is_sohncke(found[0].number)]
+    achiral = [found for found in encoded if not is_sohncke(found.number)]
     if achiral:
-        return min(achiral, key=lambda found: (_asymmetry(found[0]), _key(found[0])))
-    best = min((0, 1), key=lambda member: (_asymmetry(encoded[member][0]), _key(forms[member])))
-    chosen = form_crystal(encoded[best][0])
+        return min(achiral, key=lambda found: (_asymmetry(found), _key(found)))
+    best = min((0, 1), key=lambda member: (_asymmetry(encoded[member]), _key(forms[member])))
+    chosen = form_crystal(encoded[best])
     # Described anew for both hands: what rounding made of one of them, its mirror image must get, too.
-    form = canonical_form(mirror_image(chosen) if best else chosen, 1, wide)
-    return form, encoded[0][1] and encoded[1][1]
+    return canonical_form(mirror_image(chosen) if best else chosen, 1, wide)
 
 
 def _round_evenly(forms: tuple[Form, ...]) -> Form:
-    """Round a chiral crystal as :func:`_encode_evenly` does where there is no more symmetry to be found."""
+    """Round a chiral crystal as :func:`_encode_evenly` does where there is no more symmetry."""
     best = min((0, 1), key=lambda member: _key(forms[member]))
     rounded = canonical_form(form_crystal(forms[best]), 1)
     return canonical_form(mirror_image(form_crystal(rounded)), 1) if best else rounded

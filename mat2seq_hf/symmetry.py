@@ -243,17 +243,9 @@ def _symmetrize(cell: Cell, symprec: float, ask: Detector) -> StandardCrystal:
     return crystal
 
 
-def exact_crystal(cell: Cell, tight: float, symprec: float) -> tuple[StandardCrystal, bool]:
-    """A primitive cell symmetrised where it is exact (within ``tight``, angstrom).
-
-    The second value says that a search at twice ``symprec`` finds no more symmetry than that.
-    """
-    found = _ask_fast(cell, _LOOSER * symprec)
-    if found is not None and found.tolerance == _LOOSER * symprec:
-        crystal = _standardize(cell, found, tight)
-        if crystal is not None and crystal.spread <= tight:
-            return crystal, True
-    return _symmetrize(cell, tight, _ask_fast), False
+def exact_crystal(cell: Cell, tight: float) -> StandardCrystal:
+    """A primitive cell symmetrised where it is exact (within ``tight``, angstrom)."""
+    return _symmetrize(cell, tight, _ask_fast)
 
 
 def has_no_more_symmetry(cell: Cell, crystal: StandardCrystal, symprec: float) -> bool:

@@ -97,7 +97,11 @@ def speed(options: argparse.Namespace) -> None:
     def decode(text: str) -> None:
         CanonicalCrystal.from_text(text).to_structure()
 
-    clear = sum(exact_crystal(primitive_cell(read_cell(cell), 7e-6), 7e-6, options.symprec)[1] for cell in arrays)
+    clear = 0
+    for cell in arrays:
+        exact, crystal = exact_crystal(primitive_cell(read_cell(cell), 7e-6), 7e-6), canonicalize(cell, options.symprec)
+        same_cell = exact.n_atoms == sum(crystal.composition.values())
+        clear += same_cell and exact.number == crystal.space_group_number
     print(f"{len(cifs)} crystals of {options.data.parent.name}/{options.data.stem}, processor time, one core")
     print(f"  {100 * clear / len(cifs):.0f} % have no more symmetry at {options.symprec:g} A than to the last digit")
     print(f"  {'what':34s} {'crystals/s':>10s} {'x one spglib search':>20s}")
