@@ -434,6 +434,46 @@ def test_the_laws_hold_where_rounding_decides(
     assert (mirrored == crystal) == (crystal.space_group_number not in SOHNCKE)
 
 
+def test_origins_that_nearly_coincide_along_a_polar_axis_all_compete() -> None:
+    heights = (0.0, 4.6e-7, 0.10422045, 0.77)  # of the two silicon orbits either can be the origin
+    orbits = zip(((0.13, 0.22), (0.31, 0.42), (0.2, 0.05), (0.4, 0.15)), heights, strict=True)
+    points = np.array([point for (x, y), z in orbits for point in ((x, y, z), (-x, -y, z), (-y, x, z), (y, -x, z))])
+    numbers = np.repeat([14, 14, 8, 6], 4)
+    lattice = np.diag([7.4, 7.4, 6.5])
+    crystal = canonicalize((lattice, points, numbers))
+    assert canonicalize((lattice, points[::-1], numbers[::-1])) == crystal
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        assert canonicalize(equivalent_arrays((lattice, points, numbers), rng)) == crystal
+
+
+def test_what_is_written_keeps_the_least_distance_that_is_asked_of_what_is_read() -> None:
+    rng = np.random.default_rng(0)
+    lattice = np.array([[9.1, 0, 0], [0.7, 8.3, 0], [0.3, 1.1, 10.3]])
+    outcomes = {"encoded": 0, "refused": 0}
+    for _ in range(40):
+        step = rng.normal(size=3)
+        first = rng.uniform(size=3)
+        second = first + 0.2502 * step / np.linalg.norm(step) @ np.linalg.inv(lattice)
+        arrays = lattice, np.array([first, second, first + 0.4, first + [0.3, 0.5, 0.1]]), np.array([1, 8, 14, 6])
+        try:
+            crystal = canonicalize(arrays)
+        except CrystalError:
+            outcomes["refused"] += 1
+        else:
+            outcomes["encoded"] += 1
+            assert crystal.canonical() == crystal
+    assert min(outcomes.values()) > 5
+
+
+def test_two_atoms_at_just_the_least_distance_are_refused_in_every_description() -> None:
+    arrays = np.eye(3) * 5.0, np.array([[0, 0, 0], [0.05, 0, 0], [0.4, 0.3, 0.2]]), np.array([1, 8, 14])
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        with pytest.raises(CrystalError, match="overlap"):
+            canonicalize(equivalent_arrays(arrays, rng))
+
+
 def test_a_supercell_of_many_cells_has_the_text_of_one(crystals: dict[str, Structure]) -> None:
     cell = crystals["NaCl"].get_primitive_structure()
     large = cell * (5, 6, 7)

@@ -13,6 +13,7 @@ from synthetic import random_crystal
 
 from mat2seq_hf import canonicalize, cif_text
 from mat2seq_hf.cif_reading import read_plain_cif
+from mat2seq_hf.errors import CrystalError
 
 
 def by_pymatgen(text: str) -> Structure:
@@ -128,3 +129,79 @@ def test_a_file_cut_off_anywhere_is_never_another_crystal(crystals: dict[str, St
     readable = [plain for cut in cuts if (plain := read_plain_cif(cut)) is not None]
     assert all(len(plain[2]) == len(crystals["CaTiO3"]) for plain in readable)
     assert all(first[1].tolist() == second[1].tolist() for first, second in pairwise(readable))
+
+
+NAMED = """data_test
+_cell_length_a {a}
+_cell_length_b {a}
+_cell_length_c {c}
+_cell_angle_alpha {alpha}
+_cell_angle_beta {alpha}
+_cell_angle_gamma {gamma}
+{group}
+loop_
+ _atom_site_label
+ _atom_site_fract_x
+ _atom_site_fract_y
+ _atom_site_fract_z
+{sites}
+"""
+
+
+def named(group: str, sites: str, a: float = 5.43, c: float = 5.43, alpha: float = 90, gamma: float = 90) -> str:
+    return NAMED.format(a=a, c=c, alpha=alpha, gamma=gamma, group=group, sites=sites)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (named("_space_group_name_H-M_alt 'F d -3 m :2'", "Si1 0.125 0.125 0.125"), "Si2 [Fd-3m]"),
+        (named("_space_group_name_H-M_alt 'F d -3 m :1'", "Si1 0 0 0"), "Si2 [Fd-3m]"),
+        (named("_symmetry_space_group_name_H-M 'F d -3 m S'", "Si1 0 0 0"), "Si2 [Fd-3m]"),
+        (named("_symmetry_space_group_name_H-M 'F d -3 m Z'", "Si1 0.125 0.125 0.125"), "Si2 [Fd-3m]"),
+        (named("_symmetry_space_group_name_Hall '-F 4 2 3'", "Na1 0 0 0\nCl1 .5 .5 .5"), "Na1 Cl1 [Fm-3m]"),
+        (named("_space_group_name_Hall '-F 4 2 3'", "Na1 0 0 0\nCl1 .5 .5 .5"), "Na1 Cl1 [Fm-3m]"),
+        (named("_symmetry_space_group_name_H-M 'f m 3 m'", "Na1 0 0 0\nCl1 .5 .5 .5"), "Na1 Cl1 [Fm-3m]"),
+        (named("_symmetry_space_group_name_H-M 'R -3 m'", "Na1 0 0 0", 5, 5, 50, 50), "Na1 [R-3m]"),
+        (named("_symmetry_space_group_name_H-M 'R -3 m'", "Na1 0 0 0", 4, 15, 90, 120), "Na1 [R-3m]"),
+        (named("_symmetry_space_group_name_H-M 'R -3 m :H'", "Na1 0 0 0", 4, 15, 90, 120), "Na1 [R-3m]"),
+    ],
+)
+def test_a_group_that_is_only_named_is_applied(text: str, expected: str) -> None:
+    assert canonicalize(text).text.startswith(expected + " ")
+
+
+def test_a_group_that_is_only_named_and_not_known_is_refused() -> None:
+    text = named("_symmetry_space_group_name_H-M 'F 4/m -3 2/m'", "Na1 0 0 0\nCl1 .5 .5 .5")
+    with pytest.raises(CrystalError, match="'F 4/m -3 2/m', which is not known, and lists no operations"):
+        canonicalize(text)
+
+
+@pytest.mark.parametrize("third", ["0.33 0.67", "0.333 0.667", "0.3333 0.6667", "-0.333 0.333"])
+def test_few_decimals_leave_an_atom_on_its_special_position(third: str) -> None:
+    text = named("_symmetry_space_group_name_H-M 'P 63 m c'", f"Zn1 {third} 0\nO1 {third} 0.38", 3.25, 5.2, 90, 120)
+    assert canonicalize(text).text == (
+        "Zn2 O2 [P6_3mc] 3.2500 3.2500 5.2000 90 90 120 Zn 2b 1/3 2/3 0 O 2b 1/3 2/3 0.3800"
+    )
+
+
+def test_twice_a_rounded_coordinate_is_still_twice_it() -> None:
+    text = named("_symmetry_space_group_name_H-M 'P 6/m m m'", "Zn1 0.1234 0.2469 0", 5, 9, 90, 120)
+    assert canonicalize(text).text.startswith("Zn6 [P6/mmm] ")
+
+
+def test_an_occupancy_that_is_not_given_is_one_and_a_byte_order_mark_is_no_harm() -> None:
+    expected = canonicalize(cif())
+    assert canonicalize(cif(sites="Mg1 Mg 0 0 0 .\nO1 O 0.3333 0.6667 0.25 ?")) == expected
+    assert canonicalize("\ufeff" + cif()) == expected
+    assert canonicalize(cif(sites="Mg1 Mg 0 0 0 1\nO1 O 0.3333 0.6667 0.25 1\nF1 F 0 0 0.5 0")) == expected
+
+
+def test_a_text_with_two_structures_or_with_a_lost_site_is_refused() -> None:
+    with pytest.raises(CrystalError, match="holds 2 structures"):
+        canonicalize(cif() + "\n" + cif(a="4.5").replace("data_test", "data_other"))
+    group = "_symmetry_space_group_name_H-M 'P 1'"
+    with pytest.raises(CrystalError, match="sites OH1 are not atoms"):
+        canonicalize(named(group, "Na1 0 0 0\nOH1 0.5 0.5 0.5"))
+    with pytest.raises(CrystalError, match=r"the sites of the CIF add up to Mg1, but its formula says Mg O"):
+        canonicalize("data_global\n_publ_author x\n" + cif(sites="Mg1 Mg 0 0 0 1"))
