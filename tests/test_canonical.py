@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import product
 from multiprocessing import get_context
 from typing import Any
 
@@ -20,6 +21,7 @@ from mat2seq_hf.canonical import CanonicalCrystal, canonicalize
 from mat2seq_hf.errors import CrystalError, Mat2SeqError
 from mat2seq_hf.evaluation.displacement import displacement_bound, maximal_displacement, superposition
 from mat2seq_hf.evaluation.equivalents import KINDS, equivalent_arrays, mirror_image, random_equivalent
+from mat2seq_hf.reduction import minkowski_basis
 
 
 def assert_laws(structure: Structure, seed: int = 0, equivalents: int = 2) -> CanonicalCrystal:
@@ -329,6 +331,20 @@ def test_superposition_counts_strain_and_compares_cells_of_several_sizes() -> No
         assert superposition(larger, arrays, within=1e-6) < 1e-6
         moved = larger[1] + 0.05 * np.eye(len(larger[2]))[:, :3] @ np.linalg.inv(larger[0])
         assert 0.03 < superposition(arrays, (larger[0], moved, larger[2]), within=1e-6) < 0.1
+
+
+def test_a_vector_with_a_coefficient_of_two_is_longer_than_the_reduced_basis_vectors_in_it() -> None:
+    rng = np.random.default_rng(0)
+    coefficients = np.array(list(product(range(-3, 4), repeat=3)))
+    coefficients = coefficients[np.abs(coefficients).max(axis=1) > 1]
+    centred = (np.ones((3, 3)) - np.eye(3), np.ones((3, 3)) - 2 * np.eye(3), np.eye(3))
+    for number in range(600):
+        lattice = centred[number % 3] * rng.uniform(0.5, 2, 3) ** (number % 2)
+        lattice = lattice + rng.normal(size=(3, 3)) * 10 ** rng.uniform(-9, 0.5)
+        basis = minkowski_basis(lattice) @ lattice
+        lengths = np.linalg.norm(basis, axis=1)
+        longest = np.where(coefficients != 0, lengths, 0.0).max(axis=1)
+        assert (np.linalg.norm(coefficients @ basis, axis=1) > longest).all()
 
 
 #: Crystals in which rounding brings out symmetry, or forms come round in a circle.
