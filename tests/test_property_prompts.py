@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pymatgen.core import Composition
 from transformers import GPT2LMHeadModel
 
 from mat2seq_hf.corpora.schema import METADATA_KEY
@@ -120,8 +121,22 @@ def test_a_property_that_the_model_was_not_trained_with_is_refused(pipe: Any, tm
     folder = str(save_model_folder(pipe.model, build_tokenizer(), tmp_path / "model"))
     model: Any = GPT2LMHeadModel.from_pretrained(folder)
     ask: dict[str, Any] = {"custom_generate": folder, "trust_remote_code": True, "formula": "NaCl"}
-    with pytest.raises(PromptError, match="not trained with the property e_above_hull"):
+    with pytest.raises(PromptError, match="not trained with the prefix field e_above_hull"):
         model.generate(**ask, properties={"e_above_hull": 0.1})
     ids = model.generate(**ask, properties={"band_gap": (4.5, 6.0)}, max_atoms=4)[0].tolist()
     assert TOKEN_IDS["[Fm-3m]"] in ids or TOKEN_IDS["[Pm-3m]"] in ids
     assert TOKEN_IDS["band_gap="] in ids
+
+
+def test_custom_generate_asks_as_the_pipeline_does(pipe: Any, tmp_path: Path) -> None:
+    folder = str(save_model_folder(pipe.model, build_tokenizer(), tmp_path / "model"))
+    model: Any = GPT2LMHeadModel.from_pretrained(folder)
+    model.config.mat2seq = {**model.config.mat2seq, "max_atoms": 2}
+    ask: dict[str, Any] = {"custom_generate": folder, "trust_remote_code": True, "do_sample": False}
+    pipe = CrystalGenerationPipeline(model=model, tokenizer=build_tokenizer(), device="cpu")
+    for formula, wishes in (("NaCl", {"band_gap": 5.2}), ("BaTiO3", {"space_group": "221"}), (Composition("NaCl"), {})):
+        (sample,) = pipe(formula, do_sample=False, **wishes)
+        (ids,) = model.generate(**ask, formula=formula, **wishes)
+        assert build_tokenizer().decode(ids, skip_special_tokens=True) == sample["text"]
+    with pytest.raises(PromptError, match="not trained with the prefix field space_group"):
+        model.generate(**ask, formula="NaCl", space_group=225, condition=True)

@@ -6,6 +6,7 @@ else the modules that lie beside the weights.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -13,19 +14,18 @@ import torch
 
 __all__ = ["generate"]
 
-_WISHES = ("formula_units", "elements", "n_atoms", "max_atoms", "space_group", "crystal_system", "properties")
 
-
-def _parts(folder: str) -> tuple[Any, Any]:
-    """The classes Prompt and GrammarLogitsProcessor."""
+def _modules(folder: str) -> list[Any]:
+    """The modules wishes, prompts and constraints."""
+    names = ("wishes", "prompts", "constraints")
     try:
-        constraints = import_module("mat2seq_hf.constraints")
+        return [import_module(f"mat2seq_hf.{name}") for name in names]
     except ModuleNotFoundError:
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-        processor: Any = get_class_from_dynamic_module("constraints.GrammarLogitsProcessor", folder)
-        return import_module(processor.__module__).Prompt, processor
-    return constraints.Prompt, constraints.GrammarLogitsProcessor
+        # one module is fetched, and with it those that it imports: fetched singly, they would not share their classes
+        home = get_class_from_dynamic_module("constraints.GrammarLogitsProcessor", folder).__module__.rpartition(".")[0]
+        return [import_module(f"{home}.{name}") for name in names]
 
 
 def generate(model: Any, formula: Any = None, code: str | None = None, **arguments: Any) -> Any:
@@ -33,13 +33,16 @@ def generate(model: Any, formula: Any = None, code: str | None = None, **argumen
 
     Args:
         model: given by transformers.
-        formula: a reduced formula such as ``"BaTiO3"``, a list of them, or None for any crystal.
+        formula: a reduced formula such as ``"BaTiO3"``, any other prompt that the pipeline takes, a list of them, or
+            None for any crystal.
         code: folder or repository with the code, by default the one the model came from.
-        arguments: formula_units, elements, n_atoms, max_atoms, space_group, crystal_system, properties, and anything
-            that ``model.generate`` takes but ``inputs``: the prompt takes its place. do_sample is True if not given.
+        arguments: formula_units, elements, n_atoms, max_atoms, space_group, crystal_system, condition, properties or a
+            property by its name, as for the pipeline, and anything that ``model.generate`` takes but ``inputs``: the
+            prompt takes its place. do_sample is True if not given.
 
     Raises:
-        PromptError: what is asked contradicts itself, or names a property that the model was not trained with.
+        FormulaError, PromptError: what is asked cannot be read or fulfilled, or names a property that the model was not
+            trained with.
 
     Returns:
         what ``model.generate`` returns; decode it with the tokenizer of the folder.
@@ -50,19 +53,13 @@ def generate(model: Any, formula: Any = None, code: str | None = None, **argumen
         ... )
         >>> tokenizer.decode_structure(ids[0])
     """
-    prompt_class, processor_class = _parts(code or model.name_or_path)
-    wishes = {name: arguments.pop(name) for name in _WISHES if name in arguments}
+    reading, fitting, masking = _modules(code or model.name_or_path)
+    wishes = {name: arguments.pop(name) for name in reading.WISHES if name in arguments}
     arguments = {name: value for name, value in arguments.items() if value is not None and name != "inputs"}
-    formulas = [formula] if formula is None or isinstance(formula, str) else list(formula)
+    one = formula is None or isinstance(formula, (str, Mapping, reading.Prompt))
     record = getattr(model.config, "mat2seq", None) or {}
-    limit = record.get("max_atoms")
-    if limit is not None and wishes.keys().isdisjoint({"formula_units", "n_atoms", "max_atoms"}):
-        wishes["max_atoms"] = limit
-    processor = processor_class([prompt_class(one, **wishes) for one in formulas])
-    asked = [name for name, _ in processor.prompts[0].properties]
-    if unknown := [name for name in asked if name not in record.get("fields", ())]:
-        error: Any = import_module(processor.__class__.__module__).PromptError
-        raise error(f"the model was not trained with the property {', '.join(unknown)}; leave it out")
+    prompts = [reading.read_prompt(asked, wishes) for asked in ([formula] if one else formula)]
+    processor = masking.GrammarLogitsProcessor([fitting.prompt_for_model(prompt, record) for prompt in prompts])
     begin, pad = model.config.bos_token_id, model.config.pad_token_id
     starts = [[begin, *processor.grammar.forced_prefix(prompt)] for prompt in processor.prompts]
     longest = max(map(len, starts))
