@@ -110,6 +110,9 @@ def test_a_column_that_changes_its_type_is_named_with_the_remedy(
     with pytest.raises(Mat2SeqError, match=r"column 'gap' was taken for float64.*properties="):
         load_crystals(path, cache_dir=tmp_path / "cache")
     assert load_crystals(path, properties={"gap": "string"}, cache_dir=tmp_path / "cache")[300]["gap"] == "none"
+    _table(crystals, gap=[1] * 300 + [10**25]).to_csv(path, index=False)  # more than 64 bits
+    with pytest.raises(Mat2SeqError, match=r"column 'gap' was taken for int64.*properties="):
+        load_crystals(path, cache_dir=tmp_path / "cache")
 
 
 def test_the_sample_corpus_is_in_the_package_and_every_crystal_in_it_encodes(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from mat2seq_hf.canonical import canonicalize
 from mat2seq_hf.corpora.encode import encode_row
 from mat2seq_hf.corpora.formats import cif_blocks
+from mat2seq_hf.corpora.prepare import prepare
 from mat2seq_hf.corpora.sources import read_rows
 from mat2seq_hf.corpora.texts import crystal_of, json_text
 from mat2seq_hf.errors import Mat2SeqError
@@ -174,3 +175,39 @@ def test_rows_with_too_few_fields_are_set_aside_alone(cifs: dict[str, str], tmp_
     assert [bool(row.problem) for row in rows] == [False, True, False]
     assert rows[0].id == "007"
     assert [json.loads(row.properties) for row in rows] == [{"gap": 1}, {}, {"gap": 0.5}]
+
+
+def test_suffixes_mean_the_same_in_capitals_and_packed(cifs: dict[str, str], tmp_path: Path) -> None:
+    text = cifs["NaCl"]
+    (tmp_path / "mp-1.cif.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "mp-2.CIF.GZ").write_bytes(gzip.compress(text.encode()))
+    with zipfile.ZipFile(tmp_path / "UP.ZIP", "w") as archive:
+        archive.writestr("in/mp-3.cif.gz", gzip.compress(text.encode()))
+        archive.writestr("__MACOSX/in/._mp-3.cif", b"\0")
+    pd.DataFrame({"id": ["mp-4"], "cif": [text]}).to_parquet(tmp_path / "table.PARQUET")
+    rows = list(read_rows([tmp_path]))
+    assert [row.id for row in rows] == ["mp-3", "mp-1", "mp-2", "mp-4"]
+    assert {row.text for row in rows} == {text}
+
+
+def test_what_an_archive_holds_beside_crystals_is_counted(
+    files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with zipfile.ZipFile(tmp_path / "mixed.zip", "w") as archive:
+        archive.write(files / "ase.db", "ase.db")
+        archive.write(files / "cif.parquet", "cif.parquet")
+    assert len(list(read_rows([tmp_path / "mixed.zip"]))) == len(NAMES)
+    assert "left out 1 files that hold no crystals in mixed.zip: 1 .db" in caplog.text
+
+
+def test_numbers_in_a_csv_are_those_that_people_write(cifs: dict[str, str], tmp_path: Path) -> None:
+    written = {"1_2": "1_2", "007": "007", "-007": "-007", "12": 12, "-0.5": -0.5, "1e3": 1000.0, "0x1": "0x1", "0": 0}
+    pd.DataFrame({"cif": cifs["NaCl"], "code": list(written)}).to_csv(tmp_path / "table.csv", index=False)
+    assert [json.loads(row.properties)["code"] for row in read_rows([tmp_path / "table.csv"])] == list(written.values())
+
+
+@pytest.mark.parametrize("given", ["prepared", ".", "prepared/part-00000.parquet"])
+def test_sequences_are_never_taken_for_crystals(given: str, files: Path, tmp_path: Path) -> None:
+    prepare([files / "cif.parquet"], tmp_path / "prepared", num_proc=1, progress=False)
+    with pytest.raises(Mat2SeqError, match="holds sequences, not crystals"):
+        list(read_rows([tmp_path / given]))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +186,54 @@ def test_samples_are_read_from_folders_archives_and_tables(tmp_path: Path, salts
     ]
     placed = assign_prompts(read_samples([folder]), {"mp-1", "mp-2_7"})
     assert [(text.prompt_id, text.index) for text in placed] == [("mp-1", 0), ("mp-1", 1), ("mp-2_7", 0)]
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_what_is_no_sample_is_no_sample_anywhere(kind: str, tmp_path: Path, salts: dict[str, str]) -> None:
+    files = {
+        "out/a__0.cif": salts["rock"].encode(),
+        "out/a__1.CIF.GZ": gzip.compress(salts["rock"].encode()),
+        "out/b__0.cif.gz": b"no gzip",
+        "out/c__0.cif": b"#" * 5_000_001,
+        "__MACOSX/out/._a__0.cif": b"\0\5\x16\7\0\2Mac OS X",
+        "out/.hidden.cif": b"",
+        "out/notes.txt": b"",
+    }
+    with zipfile.ZipFile(tmp_path / "a.ZIP", "w") as archive, tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in files.items():
+            archive.writestr(name, content)
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+            (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "folder" / name).write_bytes(content)
+    place = {"folder": tmp_path / "folder", "zip": tmp_path / "a.ZIP", "tar": tmp_path / "a.tar"}[kind]
+    found = read_samples([place])
+    assert [(text.prompt_id, text.index) for text in found] == [("a", 0), ("a", 1), ("b", 0), ("c", 0)]
+    assert [text.cif for text in found] == [salts["rock"], salts["rock"], None, None]
+    assert "cannot be read" in (found[2].reason or "")
+    assert "larger than" in (found[3].reason or "")
+
+
+def test_a_csv_of_samples_is_read_like_a_parquet_file(tmp_path: Path, salts: dict[str, str]) -> None:
+    rows = [
+        {"prompt_id": "007", "sample_index": 1, "cif": salts["rock"], "reason": None, "seconds": 1.5},
+        {"prompt_id": "1e3", "sample_index": 0, "cif": None, "reason": "cut off", "seconds": 2.5},
+    ]
+    pd.DataFrame(rows).to_parquet(tmp_path / "samples.parquet")
+    pd.DataFrame(rows).to_csv(tmp_path / "samples.csv", index=False)
+    pd.DataFrame(rows).to_csv(tmp_path / "samples.csv.gz", index=False)
+    expected = [replace(text, source="") for text in read_samples([tmp_path / "samples.parquet"])]
+    assert [(text.prompt_id, text.index, text.reason) for text in expected] == [("007", 1, None), ("1e3", 0, "cut off")]
+    for name in ("samples.csv", "samples.csv.gz"):
+        assert [replace(text, source="") for text in read_samples([tmp_path / name])] == expected
+    with (tmp_path / "samples.csv").open("a") as handle:
+        handle.write("1,2\n")
+    assert "the row has 2 fields" in (read_samples([tmp_path / "samples.csv"])[-1].reason or "")
+    for number in ("inf", "x", -1):
+        pd.DataFrame([rows[0] | {"sample_index": number}]).to_csv(tmp_path / "bad.csv", index=False)
+        with pytest.raises(Mat2SeqError, match=r"bad.csv:0: the sample_index .* is no whole number"):
+            read_samples([tmp_path / "bad.csv"])
 
 
 @pytest.mark.parametrize(

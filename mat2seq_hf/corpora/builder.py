@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 #: What to do with a row that is no crystal: leave it out and count it, keep it with a column ``error``, or stop.
 ON_ERROR = ("skip", "keep", "raise")
 
-_READER_VERSION = "1"  # raised when the same files give other rows, so that no cache serves the old ones
+_READER_VERSION = "2"  # raised when the same files give other rows, so that no cache serves the old ones
 _SAMPLED_UNITS = 50
 _SAMPLED_ROWS = 200
 _RESERVED = ("id", "structure", "source", "error")
@@ -170,11 +170,11 @@ class CrystalCorpus(datasets.ArrowBasedBuilder):  # type: ignore[misc]  # datase
     def _table(self, entries: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
         try:
             return pa.Table.from_pylist(entries, schema=schema)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        except (pa.ArrowException, OverflowError) as error:  # an integer above 64 bits is the latter
             for name, kind in self.config.properties.items():
                 try:
                     pa.array([entry.get(name) for entry in entries], schema.field(name).type)
-                except pa.ArrowException as reason:
+                except (pa.ArrowException, OverflowError) as reason:
                     places = f"{entries[0]['source']} to {entries[-1]['source']}"
                     raise Mat2SeqError(
                         f"column {name!r} was taken for {kind}, which does not hold for {places}: {reason}; "

@@ -11,8 +11,9 @@ import io
 import itertools
 import json
 import math
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -25,12 +26,25 @@ from ..cell import read_cell
 from ..errors import CrystalError, Mat2SeqError
 from .texts import json_text
 
-__all__ = ["ID_COLUMNS", "READERS", "InputRow", "cif_blocks", "database_rows", "group_rows", "reader_of", "table_rows"]
+__all__ = [
+    "ID_COLUMNS",
+    "READERS",
+    "InputRow",
+    "cif_blocks",
+    "csv_records",
+    "database_rows",
+    "group_rows",
+    "plain_name",
+    "reader_of",
+    "stem_of",
+    "table_rows",
+]
 
 #: Columns that name a row, the first of them that is there.
 ID_COLUMNS = ("material_id", "id", "_id")
 _STRUCTURE_COLUMNS = ("cif", "structure", "poscar")
 _PLAIN_COLUMNS = ("lattice", "numbers", "frac_coords")
+_LEADING_ZERO = re.compile(r"\s*[+-]?0\d")
 _MAX_TEXT = 32 * 2**20  # bytes of one crystal; a decompressed bomb ends here
 _MAX_WHOLE = 2**30  # bytes of a JSON file, and of a parquet file in an archive, which are read whole
 
@@ -62,12 +76,18 @@ class InputRow:
 
 def _problem(label: str, error: Exception | str) -> InputRow:
     said = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    return InputRow(_stem(label), "", label, problem=said)
+    return InputRow(stem_of(label), "", label, problem=said)
 
 
-def _stem(label: str) -> str:
+def plain_name(label: str) -> str:
+    """Name of a file without folders and without ``.gz``, in the letters it is written in."""
     name = PurePosixPath(label).name
-    return name.removesuffix(PurePosixPath(name.removesuffix(".gz")).suffix) if "." in name else name
+    return name[:-3] if name.lower().endswith(".gz") else name
+
+
+def stem_of(label: str) -> str:
+    """Name of a file without folders and suffixes: ``"a/mp-1.cif.gz"`` gives ``"mp-1"``."""
+    return PurePosixPath(plain_name(label)).stem
 
 
 def _bytes(stream: BinaryIO, limit: int) -> bytes:
@@ -122,13 +142,13 @@ def cif_blocks(text: str) -> list[tuple[str, str]]:
 def _cif_rows(stream: BinaryIO, label: str) -> Iterator[InputRow]:
     for name, block in cif_blocks(_text(stream)):
         if name:
-            yield InputRow(f"{_stem(label)}:{name}", block, f"{label}:{name}")
+            yield InputRow(f"{stem_of(label)}:{name}", block, f"{label}:{name}")
         else:
-            yield InputRow(_stem(label), block, label)
+            yield InputRow(stem_of(label), block, label)
 
 
 def _poscar_rows(stream: BinaryIO, label: str) -> Iterator[InputRow]:
-    yield InputRow(_stem(label), _text(stream), label)
+    yield InputRow(stem_of(label), _text(stream), label)
 
 
 def _document_row(data: Any, name: str, source: str) -> InputRow:
@@ -166,7 +186,7 @@ def _json_rows(stream: BinaryIO, label: str) -> Iterator[InputRow]:
         for number, entry in enumerate(data):
             yield _document_row(entry, str(number), f"{label}:{number}")
     else:
-        yield _document_row(data, _stem(label), label)
+        yield _document_row(data, stem_of(label), label)
 
 
 def _json_lines(stream: BinaryIO, label: str) -> Iterator[InputRow]:
@@ -210,7 +230,7 @@ def _xyz_rows(stream: BinaryIO, label: str) -> Iterator[InputRow]:
     with io.TextIOWrapper(stream, "utf-8-sig", errors="replace") as text:
         frames = iread(text, index=":", format="extxyz")
         for number in itertools.count():
-            source, name = f"{label}:{number}", f"{_stem(label)}:{number}"
+            source, name = f"{label}:{number}", f"{stem_of(label)}:{number}"
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
@@ -330,33 +350,47 @@ def _parquet_rows(stream: BinaryIO, label: str) -> Iterator[InputRow]:
 
 
 def _value(text: str) -> str | int | float:
-    """A number where the text is one; ``007`` is none."""
+    """A number where the text is one as people write it: not ``007``, and not ``1_2``, which Python takes for 12."""
+    if "_" in text or not text.isascii() or _LEADING_ZERO.match(text):
+        return text
     for kind in (int, float):
         try:
-            number = kind(text)
+            return kind(text)
         except ValueError:
             continue
-        return text if text[:1] == "0" and text[1:2].isdigit() else number
     return text
 
 
-def _csv_rows(stream: BinaryIO, label: str) -> Iterator[InputRow]:
+def csv_records(stream: BinaryIO, texts: Collection[str] = ()) -> tuple[list[str], Iterator[dict[str, Any] | str]]:
+    """Column names of a CSV file, and its rows without empty fields; in place of a row what is wrong with it.
+
+    Args:
+        stream: open for reading bytes.
+        texts: columns that stay as they are written; in others numbers become numbers.
+    """
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_TEXT))  # a CIF is a large field
     lines = csv.reader(_lines(stream))
     names = next(lines, [])
+
+    def rows() -> Iterator[dict[str, Any] | str]:
+        for values in lines:
+            if len(values) == len(names):
+                fields = zip(names, values, strict=True)
+                yield {name: value if name in texts else _value(value) for name, value in fields if value}
+            elif values:
+                yield f"the row has {len(values)} fields, the header {len(names)}; mend its quotes or commas"
+
+    return names, rows()
+
+
+def _csv_rows(stream: BinaryIO, label: str) -> Iterator[InputRow]:
+    names, rows = csv_records(stream, (*_STRUCTURE_COLUMNS, *ID_COLUMNS, *_PLAIN_COLUMNS))
     structure = _structure_column(names, label)
-    kept = (structure, *ID_COLUMNS, *_PLAIN_COLUMNS)
-    for number, values in enumerate(lines):
-        if not values:
-            continue
-        if len(values) != len(names):
-            said = f"the row has {len(values)} fields, the header {len(names)}; mend its quotes or commas"
-            yield replace(_problem(f"{label}:{number}", said), id=str(number))
-            continue
-        row: dict[str, Any] = {
-            name: value if name in kept else _value(value) for name, value in zip(names, values, strict=True) if value
-        }
-        yield _table_row(row, label, number, structure)
+    for number, row in enumerate(rows):
+        if isinstance(row, str):
+            yield replace(_problem(f"{label}:{number}", row), id=str(number))
+        else:
+            yield _table_row(row, label, number, structure)
 
 
 _Reader = Callable[[BinaryIO, str], Iterator[InputRow]]
@@ -375,7 +409,7 @@ READERS: dict[str, _Reader] = {
 
 def reader_of(name: str) -> _Reader | None:
     """The reader of a file by its name, with or without ``.gz``; None where it is of no known kind."""
-    name = PurePosixPath(name).name.removesuffix(".gz")
+    name = plain_name(name)
     if name.upper().startswith(("POSCAR", "CONTCAR")):
         return _poscar_rows
     return READERS.get(PurePosixPath(name).suffix.lower())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from ..corpora.prepare import read_rows
+from ..corpora.sources import read_rows
 from ..errors import Mat2SeqError
 from . import pool
 from .potential import CHGNET, potential_name, single_point, single_points

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..corpora.prepare import read_rows
+from ..corpora.sources import read_rows
 from ..errors import Mat2SeqError
 from . import pool
 from .crystals import Examined, examine, examine_all

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import re
-import tarfile
-import zipfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..corpora.prepare import read_rows
+from ..corpora.formats import csv_records, plain_name, stem_of
+from ..corpora.sources import (
+    BROKEN,
+    archive_files,
+    folder_files,
+    is_archive,
+    open_file,
+    read_rows,
+    said,
+    warn_left_out,
+)
 from ..errors import Mat2SeqError
 
 __all__ = ["Reference", "SampleText", "assign_prompts", "read_references", "read_samples"]
 
 _MAX_BYTES = 5_000_000  # of one CIF; larger ones are not crystals of this size
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_PROMPT_COLUMNS = ("prompt_id", "material_id", "id")
 _NUMBER_AT_END = re.compile(r"(?P<id>.+?)_{1,2}(?P<index>\d+)$")
 
 
@@ -30,7 +38,7 @@ class SampleText:
     Attributes:
         prompt_id: what it answers; "" where that is not known.
         index: number among the samples of its prompt.
-        cif: CIF text, None if there is none.
+        cif: text, None if there is none.
         reason: why there is none.
         source: file and row or member.
         facts: other columns of a table, such as ``seconds``.
@@ -46,7 +54,7 @@ class SampleText:
 
 @dataclass(frozen=True)
 class Reference:
-    """A crystal of a corpus: ``facts`` are its other columns."""
+    """A crystal of a corpus: ``cif`` is its text, of any kind, and ``facts`` are its other columns."""
 
     id: str
     cif: str
@@ -56,7 +64,9 @@ class Reference:
 def read_samples(inputs: Sequence[str | Path]) -> list[SampleText]:
     """Samples from tables (parquet, CSV), CIF files, folders of CIFs, and archives (zip, tar) of CIFs.
 
-    A table has a column ``cif``; ``prompt_id`` (or ``material_id`` or ``id``) and ``sample_index`` place a row. The
+    Files and archives are listed as for a corpus, see :func:`~..corpora.sources.read_rows`: hidden files are left out,
+    others are counted in a warning, and ``.gz`` is unpacked. A table has a column ``cif``; ``prompt_id`` (or
+    ``material_id`` or ``id``) and ``sample_index`` place a row. The
     samples.parquet of this package is such a table. A CIF file is placed by its name, ``ID__1.cif`` or ``ID_1.cif``,
     or, if that gives no number, by its folder, ``ID/1.cif``. Archives are read in memory, nothing is extracted.
 
@@ -73,95 +83,118 @@ def read_samples(inputs: Sequence[str | Path]) -> list[SampleText]:
 
 
 def _read_one(path: Path) -> Iterator[SampleText]:
+    kind = plain_name(path.name).lower()
     if not path.exists():
         raise Mat2SeqError(f"{path} does not exist")
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        tables = [file for file in files if file.suffix == ".parquet"]
-        for file in tables:
-            yield from _table(file)
-        for file in files:
-            if file.suffix.lower() == ".cif":
-                text, reason = (
-                    _text(file.read_bytes()) if file.stat().st_size <= _MAX_BYTES else (None, "larger than 5 MB")
-                )
-                yield _named(file.relative_to(path).as_posix(), text, reason)
-    elif path.suffix in {".parquet", ".csv"}:
+        yield from _folder(path)
+    elif kind.endswith((".parquet", ".csv")):
         yield from _table(path)
-    elif path.name.lower().endswith(_ARCHIVES):
+    elif is_archive(path.name):
         yield from _archive(path)
-    elif path.suffix.lower() == ".cif":
-        yield _named(path.name, *_text(path.read_bytes()))
+    elif kind.endswith(".cif"):
+        yield _cif(path.name, partial(open_file, path))
     else:
         raise Mat2SeqError(f"{path.name} is no table (parquet, CSV), CIF, folder or archive (zip, tar)")
 
 
-def _text(content: bytes) -> tuple[str | None, str | None]:
-    """Text of a file, or why it has none."""
-    try:
-        return content.decode("utf-8-sig"), None
-    except UnicodeDecodeError:
-        return None, "not a text file (UTF-8)"
+def _is_cif(name: str) -> bool:
+    return plain_name(name).lower().endswith(".cif")
 
 
-def _named(name: str, text: str | None, reason: str | None) -> SampleText:
+def _cif(name: str, open_one: Callable[[], BinaryIO]) -> SampleText:
     """A CIF placed by its path."""
-    parts = name.removesuffix(".cif").removesuffix(".CIF").split("/")
-    stem = parts[-1]
+    text, reason = _text(open_one)
+    stem = stem_of(name)
+    folders = PurePosixPath(name).parts[:-1]
     if found := _NUMBER_AT_END.fullmatch(stem):
         prompt, index = found["id"], int(found["index"])
-    elif stem.isdecimal() and len(parts) > 1:
-        prompt, index = parts[-2], int(stem)
+    elif stem.isdecimal() and folders:
+        prompt, index = folders[-1], int(stem)
     else:
         prompt, index = stem, 0
     return SampleText(prompt, index if index < 2**31 else 0, text, reason, name)
 
 
-def _archive(path: Path) -> Iterator[SampleText]:
-    for name, size, content in sorted(_members(path), key=lambda member: member[0]):
-        text, reason = _text(content) if size <= _MAX_BYTES else (None, "larger than 5 MB")
-        yield _named(name, text, reason)
-
-
-def _members(path: Path) -> Iterator[tuple[str, int, bytes]]:
-    """Name, size and content of the CIFs of an archive; content is empty if it is too large."""
+def _text(open_one: Callable[[], BinaryIO]) -> tuple[str | None, str | None]:
+    """Text of a file, or why it has none."""
     try:
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                for info in archive.infolist():
-                    if info.filename.lower().endswith(".cif"):
-                        content = archive.read(info) if info.file_size <= _MAX_BYTES else b""
-                        yield info.filename, info.file_size, content
-            return
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if member.isfile() and member.name.lower().endswith(".cif"):
-                    handle = tar.extractfile(member) if member.size <= _MAX_BYTES else None
-                    yield member.name, member.size, handle.read() if handle else b""
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError) as error:
-        raise Mat2SeqError(f"{path.name} cannot be read as an archive: {error}") from error
+        with open_one() as stream:
+            content = stream.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            return None, "larger than 5 MB"
+        return content.decode("utf-8-sig"), None
+    except UnicodeDecodeError:
+        return None, "not a text file (UTF-8)"
+    except BROKEN as error:
+        return None, f"cannot be read: {said(error)}"
+
+
+def _folder(path: Path) -> Iterator[SampleText]:
+    """The parquet tables of a folder, then its CIFs."""
+    files = folder_files(path)
+    tables = [file for file in files if file.suffix.lower() == ".parquet"]
+    cifs = [file for file in files if _is_cif(file.name)]
+    for file in tables:
+        yield from _table(file)
+    for file in cifs:
+        yield _cif(file.relative_to(path).as_posix(), partial(open_file, file))
+    warn_left_out([file.name for file in files if file not in {*tables, *cifs}])
+
+
+def _archive(path: Path) -> Iterator[SampleText]:
+    samples: list[SampleText] = []
+    skipped = []
+    try:
+        for name, open_member in archive_files(path):
+            if _is_cif(name):
+                samples.append(_cif(name, open_member))
+            else:
+                skipped.append(name)
+    except BROKEN as error:
+        raise Mat2SeqError(f"{path.name} cannot be read as an archive: {said(error)}") from error
+    warn_left_out(skipped, path.name)
+    yield from sorted(samples, key=lambda sample: sample.source)
+
+
+def _records(path: Path) -> tuple[list[str], Iterator[dict[str, Any] | str]]:
+    """Columns and rows of a table; in place of a row what is wrong with it."""
+    try:
+        if plain_name(path.name).lower().endswith(".csv"):
+            with open_file(path) as stream:
+                names, rows = csv_records(stream, ("cif", *_PROMPT_COLUMNS))
+                return names, iter(list(rows))
+        table = pq.read_table(path)
+    except BROKEN as error:
+        raise Mat2SeqError(f"{path} cannot be read as a table: {error}") from error
+    return table.column_names, iter(table.to_pylist())
+
+
+def _index(given: Any, source: str) -> int:
+    """Number of a sample, -1 where there is none."""
+    if given is None or given != given:  # noqa: PLR0124 - a missing number is nan where a column has gaps
+        return -1
+    if isinstance(given, (int, float)) and float(given).is_integer() and 0 <= given < 2**31:
+        return int(given)
+    raise Mat2SeqError(f"{source}: the sample_index {given!r} is no whole number from 0 on")
 
 
 def _table(path: Path) -> Iterator[SampleText]:
-    if path.suffix == ".csv":
-        for number, row in enumerate(read_rows([path])):
-            yield SampleText(row.id, 0, row.text or None, None if row.text else "no CIF", f"{path.name}:{number}")
-        return
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise Mat2SeqError(f"{path} cannot be read as a table: {error}") from error
-    names = table.column_names
+    names, rows = _records(path)
     if "cif" not in names:
         raise Mat2SeqError(f"{path.name} has no column 'cif'; its columns are {', '.join(names)}")
-    key = next((name for name in ("prompt_id", "material_id", "id") if name in names), None)
-    for number, row in enumerate(table.to_pylist()):
-        cif = row.pop("cif") or None
-        prompt = str(row.pop(key)) if key else ""
+    key = next((name for name in _PROMPT_COLUMNS if name in names), "")
+    for number, row in enumerate(rows):
+        source = f"{path.name}:{number}"
+        if isinstance(row, str):
+            yield SampleText("", -1, None, row, source)
+            continue
+        cif = row.pop("cif", None) or None
+        prompt = row.pop(key, None)
         given = row.pop("sample_index", None)
         reason = None if cif else str(row.get("reason") or "no CIF")
         facts = tuple((name, value) for name, value in row.items() if isinstance(value, (str, int, float, bool)))
-        yield SampleText(prompt, -1 if given is None else int(given), cif, reason, f"{path.name}:{number}", facts)
+        yield SampleText("" if prompt is None else str(prompt), _index(given, source), cif, reason, source, facts)
 
 
 def assign_prompts(samples: Sequence[SampleText], known: Collection[str]) -> list[SampleText]:
@@ -197,18 +230,21 @@ def assign_prompts(samples: Sequence[SampleText], known: Collection[str]) -> lis
 
 
 def read_references(path: str | Path, ids: str | Path | None = None) -> list[Reference]:
-    """Crystals of a corpus: a table or a folder, see :func:`~..corpora.prepare.read_rows`.
+    """Crystals of a corpus: a table or a folder, see :func:`~..corpora.sources.read_rows`.
 
     Args:
-        path: table with ``cif`` and ``material_id``, or folder of CIFs.
+        path: table with ``cif`` and ``material_id``, folder of crystals, or anything else that is read there.
         ids: text file with one id a line; only these crystals are taken.
 
     Raises:
         Mat2SeqError: the corpus cannot be read, has an id twice, or lacks one that the file names.
     """
-    rows = [Reference(row.id, row.text, row.properties) for row in read_rows([path])]
-    if not rows:
+    found = list(read_rows([path]))
+    if not found:
         raise Mat2SeqError(f"no crystals in {path}")
+    if all(row.problem for row in found):
+        raise Mat2SeqError(f"none of the {len(found)} crystals in {path} can be read; the first: {found[0].problem}")
+    rows = [Reference(row.id, row.text, row.properties) for row in found]
     by_id = {row.id: row for row in rows}
     if len(by_id) < len(rows):
         twice = next(row.id for row in rows if by_id[row.id] is not row)
