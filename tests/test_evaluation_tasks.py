@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,15 @@ from mat2seq_hf.cli import main
 from mat2seq_hf.errors import Mat2SeqError
 from mat2seq_hf.evaluation.conditional import ConditionalSettings, evaluate_conditional
 from mat2seq_hf.evaluation.coverage import CoverageCutoffs, covered, structure_fingerprint
+from mat2seq_hf.evaluation.csp import CspSettings
+from mat2seq_hf.evaluation.denovo import DenovoSettings
 from mat2seq_hf.evaluation.descriptions import METHODS, DescriptionSettings, evaluate_descriptions
 from mat2seq_hf.evaluation.descriptors import describe
 from mat2seq_hf.evaluation.efficiency import EfficiencySettings, evaluate_efficiency
 from mat2seq_hf.evaluation.equivalents import random_equivalent
-from mat2seq_hf.evaluation.hull import Store
+from mat2seq_hf.evaluation.hull import Store, read_corpus_by_system
 from mat2seq_hf.evaluation.judges import load_judge, train_judge
+from mat2seq_hf.evaluation.literature import LiteratureSettings
 from mat2seq_hf.evaluation.potential import load_calculator
 from mat2seq_hf.evaluation.schema import load_report
 from mat2seq_hf.evaluation.sources import Reference, SampleText
@@ -95,15 +100,51 @@ def test_started_again_it_computes_nothing_twice(corpus: Path, tmp_path: Path, m
     assert again == first
 
 
+def test_what_ran_out_of_time_is_tried_again(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(*_: object, **__: object) -> None:
+        while True:
+            pass
+
+    samples = texts_of([metal("Cu", 3.7)])
+    with monkeypatch.context() as patched:
+        patched.setattr("mat2seq_hf.evaluation.stability.relax", hang)
+        short, rows = evaluate_stability(samples, corpus, None, tmp_path, replace(EMT, timeout=0.1))
+    assert (short["counts"]["relaxation_timeouts"], rows[0]["outcome"]) == (1, "timeout")
+    with monkeypatch.context() as patched:
+        patched.setattr("mat2seq_hf.evaluation.hull.single_point", hang)
+        short, _ = evaluate_stability(samples, corpus, None, tmp_path, replace(EMT, timeout=2.0))
+    assert short["counts"]["failed_single_points"] == short["counts"]["crystals_of_the_hull"] == 1
+    assert any("more stable than they are" in note for note in short["notes"])
+    report, rows = evaluate_stability(samples, corpus, None, tmp_path, EMT)
+    assert (report["counts"]["relaxation_timeouts"], report["counts"]["failed_single_points"]) == (0, 0)
+    assert rows[0]["e_above_hull"] is not None
+
+
+def test_the_hull_takes_crystals_that_state_no_formula(tmp_path: Path) -> None:
+    without = "".join(
+        line for line in cif_of(metal("Cu", 3.59)).splitlines(keepends=True) if "_chemical_formula" not in line
+    )
+    gold = json.dumps(metal("Au", 4.06).as_dict())
+    silver = cif_of(metal("Ag", 4.09)).replace("Ag1", "Au1")  # what a formula says is not what the crystal is
+    pd.DataFrame({"structure": [without, gold, silver, "broken", ""]}).to_parquet(tmp_path / "c.parquet")
+    systems, unreadable = read_corpus_by_system(tmp_path / "c.parquet")
+    assert set(systems) >= {frozenset({"Cu"}), frozenset({"Au"})}
+    assert unreadable == 2
+    report, rows = evaluate_stability(texts_of([metal("Cu", 3.7)]), tmp_path / "c.parquet", None, tmp_path, EMT)
+    assert report["counts"]["unreadable_in_corpus"] == 2
+    assert rows[0]["e_above_hull"] is not None
+
+
 def test_a_store_survives_a_line_that_was_cut_off(tmp_path: Path) -> None:
     store = Store(tmp_path / "s.jsonl")
-    store["a"] = 1
+    store.keep("a", 1)
+    store.keep("none", None)
     with (tmp_path / "s.jsonl").open("a") as handle:
         handle.write('{"key": "b", "va')
     again = Store(tmp_path / "s.jsonl")
     assert "b" not in again
-    again["c"] = 3
-    assert [Store(tmp_path / "s.jsonl")[key] for key in "ac"] == [1, 3]
+    again.keep("c", 3)
+    assert [Store(tmp_path / "s.jsonl").get(key) for key in ("a", "b", "c", "none")] == [1, None, 3, None]
 
 
 def test_calculators_that_do_not_exist_are_named() -> None:
@@ -163,6 +204,28 @@ def test_the_default_judge_learns_and_says_how_well() -> None:
         train_judge(references[:50], "band_gap", lambda values: values > 3.0, progress=False)
 
 
+def test_the_default_judge_knows_labels_below_zero() -> None:
+    pytest.importorskip("sklearn")
+    rng = np.random.default_rng(0)
+    references = []
+    for index in range(120):
+        a = float(rng.uniform(4.0, 7.0))
+        cation = ("Li", "Na", "K", "Rb", "Cs")[index % 5]
+        salt = Structure(Lattice.rhombohedral(a / 2**0.5, 60), [cation, "Cl"], [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
+        text = cif_of(salt) if index % 2 else json.dumps(salt.as_dict())
+        references.append(Reference(str(index), text, json.dumps({"formation_energy": 1.0 - a})))
+    judge = train_judge(references, "formation_energy", lambda values: values < -4.0, progress=False)
+    predicted = np.array(judge([item.cif for item in references]))
+    labels = np.array([json.loads(item.facts)["formation_energy"] for item in references])
+    assert np.abs(predicted - labels).mean() < 0.3
+    recall = judge.errors["judge_recall"]["value"]
+    assert recall is not None
+    assert recall > 0.5
+    alone = [replace(item, cif=references[0].cif) for item in references]
+    with pytest.raises(Mat2SeqError, match="one formula"):
+        train_judge(alone, "formation_energy", lambda values: values < -4.0, progress=False)
+
+
 def test_descriptors_do_not_depend_on_the_cell(crystals: dict[str, Structure]) -> None:
     rng = np.random.default_rng(3)
     for structure in crystals.values():
@@ -213,6 +276,32 @@ def test_efficiency_counts_parameters_and_seconds(crystals: dict[str, Structure]
     assert report["figures"]["parameters"]["value"] == sum(p.numel() for p in network.parameters())
     assert report["figures"]["seconds_per_prompt"]["value"] > 0
     assert len(rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong"),
+    [
+        (CspSettings, {"samples": 0}),
+        (CspSettings, {"samples": -1}),
+        (CspSettings, {"stol": -1.0}),
+        (CspSettings, {"ltol": float("nan")}),
+        (CspSettings, {"processes": 0}),
+        (DenovoSettings, {"symprec": 0.0}),
+        (DenovoSettings, {"timeout": float("inf")}),
+        (StabilitySettings, {"steps": 0}),
+        (StabilitySettings, {"metastable": -0.1}),
+        (ConditionalSettings, {"below": 1.0, "above": 2.0}),
+        (LiteratureSettings, {"angle_tol": 0.0}),
+        (DescriptionSettings, {"equivalents": 0}),
+        (DescriptionSettings, {"crystals": -1}),
+        (EfficiencySettings, {"prompts": 0}),
+        (EfficiencySettings, {"samples": 0}),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(settings: Callable[..., object], wrong: dict[str, float]) -> None:
+    settings()
+    with pytest.raises(Mat2SeqError, match=rf"{next(iter(wrong))} must be|nothing is above"):
+        settings(**wrong)
 
 
 def test_every_task_has_help(capsys: pytest.CaptureFixture[str]) -> None:

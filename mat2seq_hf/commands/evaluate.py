@@ -287,15 +287,13 @@ def _declare_efficiency(parser: argparse.ArgumentParser) -> None:
 
 
 def _efficiency(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    import random
-
     from ..evaluation.efficiency import EfficiencySettings, evaluate_efficiency
     from ..evaluation.sources import read_references
 
-    references = read_references(args.reference)
-    chosen = random.Random(args.seed).sample(references, min(args.prompts, len(references)))
-    settings = EfficiencySettings(args.model, args.samples_per_prompt, args.seed, args.threads, not args.quiet)
-    return evaluate_efficiency(chosen, settings)
+    settings = EfficiencySettings(
+        args.model, args.samples_per_prompt, args.seed, args.threads, not args.quiet, args.prompts
+    )
+    return evaluate_efficiency(read_references(args.reference), settings)
 
 
 _Task = tuple[

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import Mat2SeqError
 from ..sequence import scheme_fingerprint
 from .crystals import examine_all
 from .csp import kinds_of_reasons
 from .denovo import counts_of, uniqueness_and_novelty
 from .judges import Judge, load_judge, train_judge
+from .ranges import check_ranges
 from .schema import Figure, share
 from .sources import Reference, SampleText
 
@@ -40,6 +42,11 @@ class ConditionalSettings:
     processes: int = 1
     timeout: float = 60.0
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_ranges(self, above_0=["timeout"], from_1=["processes"])
+        if self.below is not None and self.above is not None and not self.above < self.below:
+            raise Mat2SeqError(f"nothing is above {self.above:g} and below {self.below:g}")
 
     def inside(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Which values lie in the asked range; nan does not."""

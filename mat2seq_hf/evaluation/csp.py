@@ -13,6 +13,7 @@ from typing import Any
 from . import pool
 from .crystals import Examined, examine_all, examine_references
 from .matching import Matcher, ReducedCrystal
+from .ranges import check_ranges
 from .schema import Figure, clustered_mean, mean, share
 from .sources import Reference, SampleText, assign_prompts
 
@@ -45,6 +46,9 @@ class CspSettings:
     processes: int = 1
     timeout: float = 60.0
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_ranges(self, above_0=["ltol", "stol", "angle_tol", "symprec", "timeout"], from_1=["samples", "processes"])
 
 
 @dataclass(frozen=True)

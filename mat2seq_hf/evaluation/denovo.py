@@ -13,6 +13,7 @@ from .coverage import CoverageCutoffs, coverage
 from .crystals import Examined, examine_all, examine_references
 from .csp import kinds_of_reasons
 from .novelty import mark_novel, mark_unique, read_corpus
+from .ranges import check_ranges
 from .schema import Figure, share
 from .sources import Reference, SampleText
 
@@ -39,6 +40,11 @@ class DenovoSettings:
     processes: int = 1
     timeout: float = 120.0
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self, above_0=["symprec", "structure_cutoff", "composition_cutoff", "timeout"], from_1=["processes"]
+        )
 
     def pool(self) -> dict[str, Any]:
         """Arguments of :func:`.pool.run`."""

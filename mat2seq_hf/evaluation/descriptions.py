@@ -17,6 +17,7 @@ from ..sequence import scheme_fingerprint
 from . import pool
 from .crystals import read_structure
 from .equivalents import KINDS, random_equivalent
+from .ranges import check_ranges
 from .schema import Figure, share
 from .sources import Reference
 
@@ -74,6 +75,14 @@ class DescriptionSettings:
     processes: int = 1
     timeout: float = 300.0
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            above_0=["timeout"],
+            from_0=["seed"],
+            from_1=["crystals", "equivalents", "max_supercell", "max_entry", "processes"],
+        )
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from .crystals import examine, read_structure
 from .csp import kinds_of_reasons
+from .ranges import check_ranges
 from .schema import Figure, mean, share
 from .sources import Reference
 
@@ -24,9 +26,10 @@ class EfficiencySettings:
     Attributes:
         model: folder or Hub name, None for the model in the package.
         samples: of each prompt, drawn together.
-        seed: of the samples.
+        seed: of the choice of crystals and of the samples.
         threads: of the processor; None leaves torch's choice.
         progress: show a progress bar.
+        prompts: crystals drawn at random; None takes all.
     """
 
     model: str | None = None
@@ -34,6 +37,10 @@ class EfficiencySettings:
     seed: int = 0
     threads: int | None = None
     progress: bool = True
+    prompts: int | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, from_0=["seed"], from_1=["samples", "threads", "prompts"])
 
 
 def evaluate_efficiency(
@@ -57,6 +64,8 @@ def evaluate_efficiency(
         torch.set_num_threads(settings.threads)
     make: Any = transformers.pipeline  # its overloads know the tasks of transformers only
     pipe = make(TASK, model=settings.model, model_kwargs={"use_safetensors": True})
+    if settings.prompts is not None and settings.prompts < len(references):
+        references = random.Random(settings.seed).sample(references, settings.prompts)
     prompts = []
     for reference in references:
         composition = read_structure(reference.cif).get_primitive_structure(tolerance=1e-4).composition

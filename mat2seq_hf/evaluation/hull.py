@@ -13,6 +13,8 @@ from tqdm import tqdm
 from ..corpora.sources import read_rows
 from ..errors import Mat2SeqError
 from . import pool
+from .crystals import read_structure
+from .novelty import formula_of
 from .potential import CHGNET, potential_name, single_point, single_points
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ _BATCH = 64  # crystals between two entries in the store
 class Store:
     """Results by key, one JSON line each, appended as they come: a killed run loses at most the line it was writing.
 
+    Only results are kept: what failed, ran out of time or crashed is tried again by the next run.
+
     Args:
         path: file, made if it is not there.
     """
@@ -40,7 +44,8 @@ class Store:
             for line in content.splitlines():
                 try:
                     entry = json.loads(line)
-                    self._values[entry["key"]] = entry["value"]
+                    if entry["value"] is not None:
+                        self._values[entry["key"]] = entry["value"]
                 except (ValueError, KeyError, TypeError):
                     continue  # cut off when a run was killed
             if content and not content.endswith("\n"):
@@ -55,51 +60,56 @@ class Store:
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key]
+    def get(self, key: str) -> Any:
+        """The result, None if there is none."""
+        return self._values.get(key)
 
-    def __setitem__(self, key: str, value: Any) -> None:
+    def keep(self, key: str, value: Any) -> None:
+        """Add a result; None is none."""
+        if value is None:
+            return
         self._values[key] = value
         with self._path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps({"key": key, "value": value}) + "\n")
 
 
-def _elements(cif: str) -> frozenset[str] | None:
-    """Elements of a CIF by its formula, without parsing all of it; None if there is no formula."""
-    from .novelty import formula_of_cif
-
-    formula = formula_of_cif(cif)
-    if formula is None:
-        return None
+def _elements(text: str) -> frozenset[str] | None:
+    """Elements of a crystal, by the formula that its CIF states where it does; None if it cannot be read."""
     from pymatgen.core import Composition
 
+    formula = formula_of(text)
+    if formula is None:
+        return None
     try:
         return frozenset(element.symbol for element in Composition(formula.replace(" ", "")).elements)
     except (ValueError, AttributeError):
         return None
 
 
-def read_corpus_by_system(path: str | Path) -> dict[frozenset[str], list[str]]:
-    """CIF texts of a corpus by their elements.
+def read_corpus_by_system(path: str | Path) -> tuple[dict[frozenset[str], list[str]], int]:
+    """Texts of the crystals of a corpus by their elements, and how many of its crystals cannot be read.
 
     Raises:
-        Mat2SeqError: the corpus cannot be read or its CIFs state no formulas.
+        Mat2SeqError: the corpus cannot be read, or none of its crystals can.
     """
     systems: dict[frozenset[str], list[str]] = {}
+    unreadable = 0
     for row in read_rows([path]):
-        elements = _elements(row.text)
-        if elements is not None:
+        elements = None if row.problem else _elements(row.text)
+        if elements is None:
+            unreadable += 1
+        else:
             systems.setdefault(elements, []).append(row.text)
     if not systems:
-        raise Mat2SeqError(f"{path} has no CIFs with a _chemical_formula_sum, which the hull needs")
-    return systems
+        raise Mat2SeqError(f"none of the {unreadable} crystals in {path} can be read, which the hull needs")
+    return systems, unreadable
 
 
 class Hull:
     """Energies above the hull of a corpus, all with the same potential.
 
     Args:
-        corpus: CIF texts by elements, see :func:`read_corpus_by_system`.
+        corpus: texts by elements, see :func:`read_corpus_by_system`.
         store: keeps single points from run to run.
         calculator: see :class:`.potential.RelaxSettings`.
         options: see :func:`.pool.run`.
@@ -134,11 +144,11 @@ class Hull:
         else:
 
             def keep(index: int, outcome: pool.Outcome) -> None:
-                self._store[self._key(missing[index])] = outcome.value
+                self._store.keep(self._key(missing[index]), outcome.value)
 
             tasks = [(cif, self._calculator) for cif in missing]
             pool.run(_single_point, tasks, label="single points of the corpus", collect=keep, **self._options)
-        self.failures = sum(self._store[self._key(cif)] is None for cif in cifs)
+        self.failures = sum(self._key(cif) not in self._store for cif in cifs)
         return len(cifs)
 
     def _in_batches(self, cifs: Sequence[str]) -> None:
@@ -155,7 +165,7 @@ class Hull:
                         outcome.value for outcome in pool.run(_single_point, tasks, timeout=timeout, progress=False)
                     ]
                 for cif, energy in zip(batch, energies, strict=True):
-                    self._store[self._key(cif)] = energy
+                    self._store.keep(self._key(cif), energy)
                 bar.update(len(batch))
 
     def _diagram(self, system: frozenset[str]) -> PhaseDiagram | None:
@@ -167,9 +177,9 @@ class Hull:
             for own, cifs in self._corpus.items():
                 if own <= system:
                     for cif in cifs:
-                        energy = self._store[self._key(cif)]
+                        energy = self._store.get(self._key(cif))
                         if energy is not None:
-                            composition = _composition(cif)
+                            composition = read_structure(cif).composition
                             entries.append(PDEntry(composition, energy * composition.num_atoms))
             pure = {entry.composition.elements[0].symbol for entry in entries if len(entry.composition.elements) == 1}
             self._diagrams[system] = PhaseDiagram(entries) if pure >= system else None
@@ -185,14 +195,6 @@ class Hull:
         if diagram is None:
             return None
         return float(energy_per_atom - diagram.get_hull_energy_per_atom(composition))
-
-
-def _composition(cif: str) -> Composition:
-    from pymatgen.core import Composition
-
-    from .novelty import formula_of_cif
-
-    return Composition((formula_of_cif(cif) or "").replace(" ", ""))
 
 
 def _single_point(task: tuple[str, str]) -> float:

@@ -16,6 +16,7 @@ from .crystals import Examined, examine, examine_all
 from .csp import kinds_of_reasons
 from .matching import Matcher
 from .novelty import reduced_formula
+from .ranges import check_ranges
 from .schema import Figure, clustered_mean, share
 from .sources import SampleText
 
@@ -40,6 +41,9 @@ class LiteratureSettings:
     processes: int = 1
     timeout: float = 60.0
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_ranges(self, above_0=["ltol", "stol", "angle_tol", "timeout"], from_1=["processes"])
 
 
 def read_compounds(path: str | Path) -> list[Compound]:

@@ -121,7 +121,10 @@ def single_points(cifs: Sequence[str], batch_size: int = 16) -> list[float]:
     model = load_calculator(CHGNET).model
     structures = [read_structure(cif).get_primitive_structure(tolerance=1e-3) for cif in cifs]
     results = model.predict_structure(structures, task="e", batch_size=batch_size)
-    return [float(result["e"]) for result in (results if isinstance(results, list) else [results])]
+    energies = [float(result["e"]) for result in (results if isinstance(results, list) else [results])]
+    if not np.isfinite(energies).all():
+        raise Mat2SeqError("an energy is not finite")
+    return energies
 
 
 def relax(cif: str, settings: RelaxSettings) -> Relaxed:

@@ -16,6 +16,7 @@ from .denovo import counts_of, uniqueness_and_novelty
 from .hull import Hull, Store, read_corpus_by_system
 from .matching import Matcher
 from .potential import CHGNET, RelaxSettings, load_calculator, potential_name, relax
+from .ranges import check_ranges
 from .schema import Figure, mean, share
 from .sources import SampleText
 
@@ -44,6 +45,9 @@ class StabilitySettings:
     timeout: float = 600.0
     progress: bool = True
 
+    def __post_init__(self) -> None:
+        check_ranges(self, above_0=["fmax", "timeout"], from_0=["metastable"], from_1=["steps", "processes"])
+
 
 def _relax_all(
     samples: Sequence[Examined], texts: Sequence[SampleText], store: Store, settings: StabilitySettings
@@ -55,11 +59,17 @@ def _relax_all(
         Store.key("relax", name, repr(how.fmax), str(how.steps), text.cif or "") if sample.valid_structure else None
         for sample, text in zip(samples, texts, strict=True)
     ]
-    missing = list({key: text.cif for key, text in zip(keys, texts, strict=True) if key and key not in store}.items())
+    known = {key: (store.get(key) or {}).get("relaxed") for key in keys if key}
+    missing = list({key: text.cif for key, text in zip(keys, texts, strict=True) if key and not known[key]}.items())
+    failed: dict[str, str] = {}
 
     def keep(index: int, outcome: pool.Outcome) -> None:
-        value = None if outcome.value is None else asdict(outcome.value)
-        store[missing[index][0]] = {"relaxed": value, "outcome": outcome.kind}
+        key = missing[index][0]
+        if outcome.value is None:
+            failed[key] = outcome.kind
+        else:
+            known[key] = asdict(outcome.value)
+            store.keep(key, {"relaxed": known[key]})
 
     pool.run(
         partial(relax, settings=how),
@@ -72,8 +82,7 @@ def _relax_all(
         collect=keep,
     )
     return [
-        (store[key]["relaxed"], store[key]["outcome"]) if key else (None, "not relaxed: not a valid structure")
-        for key in keys
+        (known[key], failed.get(key, "ok")) if key else (None, "not relaxed: not a valid structure") for key in keys
     ]
 
 
@@ -88,7 +97,7 @@ def evaluate_stability(
 
     Args:
         texts: see :func:`.sources.read_samples`.
-        corpus: crystals of the hull: a table with a column cif or a folder of CIFs.
+        corpus: crystals of the hull, see :func:`~..corpora.sources.read_rows`.
         train: corpus for novelty, see :func:`.novelty.read_corpus`.
         cache: folder that keeps relaxations and single points; it can serve many runs.
         settings: see :class:`StabilitySettings`.
@@ -102,7 +111,7 @@ def evaluate_stability(
     settings = settings or StabilitySettings()
     load_calculator(settings.calculator)  # what is missing shows now, not after an hour
     options: dict[str, Any] = {"processes": settings.processes, "progress": settings.progress}
-    systems = read_corpus_by_system(corpus)
+    systems, unreadable = read_corpus_by_system(corpus)
     samples = examine_all([text.cif for text in texts], label="reading samples", **options)
     relaxed = _relax_all(samples, texts, Store(Path(cache) / "relaxations.jsonl"), settings)
     after = examine_all(
@@ -152,13 +161,19 @@ def evaluate_stability(
         "The samples are relaxed with the potential and the corpus is not, which favours the samples slightly.",
         "Unique and novel are judged after relaxation; samples without a valid structure are not stable.",
     ]
+    if hull.failures or unreadable:
+        notes.append(
+            f"{hull.failures:,} crystals of the hull have no energy and {unreadable:,} of the corpus cannot be read: "
+            "without them samples may look more stable than they are."
+        )
     report = {
         "settings": asdict(settings),
         "scheme": scheme_fingerprint(),
         "counts": counts_of(texts, samples)
         | _counts(rows)
         | verdicts.counts
-        | {"crystals_of_the_hull": on_hull, "failed_single_points": hull.failures},
+        | {"crystals_of_the_hull": on_hull, "failed_single_points": hull.failures}
+        | {"unreadable_in_corpus": unreadable},
         "figures": _figures(rows, settings.metastable),
         "reasons": kinds_of_reasons(rows),
         "tables": {},
