@@ -264,9 +264,9 @@ def collisions(options: argparse.Namespace) -> None:
 
     def apart(row: dict[str, Any], other: dict[str, Any]) -> float:
         slack = 0.02 + options.symprec
-        if row["atoms_given"] == other["atoms_given"]:
+        if row["atoms_given"] == other["atoms_given"] == row["atoms"]:
             return superposition(arrays(row), arrays(other), (row["bound"] + other["bound"]) / 4, slack)
-        # Symprec makes cells of different sizes equal: both are held against the crystal that the text describes.
+        # Symprec makes the cell smaller, so both are held against the crystal that the text describes.
         structure = CanonicalCrystal.from_text(row["text"]).to_structure()
         decoded = structure.lattice.matrix, structure.frac_coords, np.array(structure.atomic_numbers)
         return sum(superposition(arrays(side), decoded, side["bound"] / 4, slack) for side in (row, other))
