@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import index as as_index
-from typing import Any, SupportsIndex
+from os import PathLike
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines.base import Pipeline
 
 from .constraints import GrammarLogitsProcessor, sequence_log_probs
@@ -24,19 +25,14 @@ from .errors import PromptError, SchemeMismatchError
 from .grammar import Grammar
 from .prompts import Prompt, prompt_for_model
 from .samples import Sample, best_of, describe_sample, mark_duplicates
-from .sampling import Drawn, SamplingSettings, draw_samples, row_keys
+from .sampling import Drawn, SamplingSettings, check_sampling, draw_samples, plain_settings, row_keys
 from .vocabulary import BOS, EOS, TOKEN_IDS
 from .wishes import WISHES, read_prompt
 
 __all__ = ["CrystalGenerationPipeline"]
 
-_MAX_SEED = 2**43  # times the prime below, it still fits the 64 bits of torch
 _DRAWING = ("temperature", "top_k", "top_p", "do_sample", "num_beams", "generation_config")
 _MOST_ROWS = 256  # drawn together
-_IRRELEVANT = {  # to how plain sampling goes
-    *("num_return_sequences", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "transformers_version"),
-    *("_from_model_config", "return_dict_in_generate", "output_scores", "attention_mask", "mat2seq"),
-}
 
 
 @dataclass(frozen=True)
@@ -103,8 +99,10 @@ class CrystalGenerationPipeline(Pipeline):
             num_return_sequences: samples for each prompt.
             num_candidates: draw so many and return the ``num_return_sequences`` likeliest of them (``log_prob``),
                 the likeliest first.
-            seed: makes the samples repeat, whatever was generated before and whatever else is asked for.
+            seed: makes the samples repeat, whatever was generated before and whatever else is asked for. With settings
+                that go through ``model.generate`` (beams, min_p, penalties), for the same batch_size only.
             batch_size: prompts sampled together.
+            progress: called with the number of sequences that were drawn since it was last called.
             formula_units, elements, n_atoms, max_atoms, space_group, crystal_system, properties, condition: fields of
                 :class:`Prompt` for all prompts; a property such as ``band_gap=1.1`` can be named directly. Without
                 formula_units, n_atoms and max_atoms, cells are no larger than those the model was trained on
@@ -139,7 +137,7 @@ class CrystalGenerationPipeline(Pipeline):
         wishes = {name: kwargs.pop(name) for name in WISHES if name in kwargs}
         if seed is not None:
             kwargs["seed"] = seed
-        _check_sampling(kwargs)
+        check_sampling(kwargs)
         return wishes, kwargs, {}
 
     def preprocess(self, input_: _Request, **wishes: Any) -> dict[str, Any]:
@@ -165,6 +163,19 @@ class CrystalGenerationPipeline(Pipeline):
         """
         return prompt_for_model(read_prompt(asked, wishes), self._model_record())
 
+    def save_pretrained(self, save_directory: str | PathLike[Any], **kwargs: Any) -> None:
+        """Write model, tokenizer and code. The folder is loaded with this package, or without it by the class.
+
+        The configuration does not name the pipeline, as transformers would have it: with this package installed, the
+        name would stand for the code in the folder.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        vars(self.model.config).pop("custom_pipelines", None)
+        self.model.save_pretrained(folder, **kwargs)
+        self.tokenizer.save_pretrained(folder, **kwargs)
+        custom_object_save(type(self), folder)
+
     def _context(self) -> int:
         return int(self.model.config.max_position_embeddings)
 
@@ -174,6 +185,7 @@ class CrystalGenerationPipeline(Pipeline):
         num_return_sequences: int = 1,
         num_candidates: int | None = None,
         seed: int | None = None,
+        progress: Callable[[int], Any] | None = None,
         **generate: Any,
     ) -> dict[str, Any]:
         """Sample; the answer to each prompt is a list of :class:`Drawn`, the likeliest first if there are candidates.
@@ -184,13 +196,15 @@ class CrystalGenerationPipeline(Pipeline):
         asked, index = input_tensors["prompt"], input_tensors["index"]
         prompts, numbers = (asked, index) if isinstance(asked, list) else ([asked], [index])
         wanted = max(num_return_sequences, num_candidates or 0)
+        progress = progress or _ignore
         generate = self._with_settings_for(wanted, generate, candidates=num_candidates is not None)
         arguments = self._prepare_generate_kwargs(generate, num_return_sequences=wanted)
-        settings = _plain_settings(self._get_set_generation_params(arguments))
+        settings = plain_settings(self._get_set_generation_params(arguments))
         if settings is None:
             groups = self._generate(input_tensors, prompts, numbers[0], wanted, seed, arguments)
+            progress(wanted * len(prompts))
         else:
-            groups = self._draw(prompts, numbers, wanted, seed, settings)
+            groups = self._draw(prompts, numbers, wanted, seed, settings, progress)
         if num_candidates is not None:
             groups = [best_of(group, num_return_sequences) for group in groups]
         return {"drawn": groups, "prompt": prompts}
@@ -204,7 +218,13 @@ class CrystalGenerationPipeline(Pipeline):
         return {name: found[name] for name in _DRAWING if name in found} | generate
 
     def _draw(
-        self, prompts: list[Prompt], numbers: list[int], wanted: int, seed: int | None, settings: SamplingSettings
+        self,
+        prompts: list[Prompt],
+        numbers: list[int],
+        wanted: int,
+        seed: int | None,
+        settings: SamplingSettings,
+        progress: Callable[[int], Any],
     ) -> list[list[Drawn]]:
         if seed is None:
             seed = int(torch.randint(2**62, ()))  # the caller's torch.manual_seed decides
@@ -218,6 +238,7 @@ class CrystalGenerationPipeline(Pipeline):
             chosen, of_prompt, of_sample = zip(*pairs[start : start + _MOST_ROWS], strict=True)
             keys = row_keys(seed, of_prompt, of_sample)
             drawn += draw_samples(self.model, chosen, keys, settings, grammar=self.grammar)
+            progress(len(chosen))
         return [drawn[start : start + wanted] for start in range(0, len(drawn), wanted)]
 
     def _generate(
@@ -237,6 +258,7 @@ class CrystalGenerationPipeline(Pipeline):
             arguments["max_new_tokens"] = self._context() - ids.shape[1]
         with _random_numbers(seed, first, self.device), _no_false_alarm():
             sequences = self.model.generate(input_ids=ids, attention_mask=mask, **arguments)
+        sequences = getattr(sequences, "sequences", sequences)  # with return_dict_in_generate they come with more
         rows = [_trimmed(row) for row in sequences.tolist()]
         every = [prompt for prompt in prompts for _ in range(wanted)]
         given = mask.sum(1).repeat_interleave(wanted).tolist()
@@ -246,6 +268,23 @@ class CrystalGenerationPipeline(Pipeline):
             for row, count, score in zip(rows, given, scores, strict=True)
         ]
         return [drawn[start : start + wanted] for start in range(0, len(drawn), wanted)]
+
+    def sampling_settings(self, wanted: int = 1, *, candidates: bool = False, **generate: Any) -> SamplingSettings:
+        """How samples are drawn: what the caller says, and for the rest what the model's generation_config does.
+
+        Args:
+            wanted: sequences for each prompt.
+            candidates: whether the likeliest of them are kept.
+            generate: as in a call.
+
+        Raises:
+            PromptError: a setting is one that plain sampling does not know.
+        """
+        generate = self._with_settings_for(wanted, generate, candidates=candidates)
+        settings = plain_settings(self._get_set_generation_params(self._prepare_generate_kwargs(generate)))
+        if settings is None:
+            raise PromptError(f"only plain sampling goes at scale (temperature, top_k, top_p), not {generate}")
+        return settings
 
     def answer(
         self,
@@ -267,13 +306,10 @@ class CrystalGenerationPipeline(Pipeline):
         Raises:
             PromptError: a setting is wrong, or is one that plain sampling does not know.
         """
-        _check_sampling({**generate, "num_return_sequences": num_return_sequences, "num_candidates": num_candidates})
+        check_sampling({**generate, "num_return_sequences": num_return_sequences, "num_candidates": num_candidates})
         wanted = max(num_return_sequences, num_candidates or 0)
-        generate = self._with_settings_for(wanted, generate, candidates=num_candidates is not None)
-        settings = _plain_settings(self._get_set_generation_params(self._prepare_generate_kwargs(generate)))
-        if settings is None:
-            raise PromptError(f"only plain sampling goes at scale (temperature, top_k, top_p), not {generate}")
-        groups = self._draw(list(prompts), list(numbers), wanted, seed, settings)
+        settings = self.sampling_settings(wanted, candidates=num_candidates is not None, **generate)
+        groups = self._draw(list(prompts), list(numbers), wanted, seed, settings, _ignore)
         if num_candidates is not None:
             groups = [best_of(group, num_return_sequences) for group in groups]
         return [self.postprocess({"prompt": p, "drawn": group}) for p, group in zip(prompts, groups, strict=True)]
@@ -297,38 +333,14 @@ class CrystalGenerationPipeline(Pipeline):
         )
 
 
+def _ignore(_: int) -> None:
+    """No progress is shown."""
+
+
 def _trimmed(row: list[int]) -> list[int]:
     """From the begin token to the end token, or to the last token before the padding."""
     row = row[row.index(TOKEN_IDS[BOS]) :]
     return row[: row.index(TOKEN_IDS[EOS]) + 1] if TOKEN_IDS[EOS] in row else row
-
-
-def _plain_settings(parameters: Mapping[str, Any]) -> SamplingSettings | None:
-    """Settings for plain sampling, or None where ``model.generate`` is needed."""
-    others = {name for name, value in parameters.items() if value is not None and value is not False} - _IRRELEVANT
-    if not parameters.get("do_sample") or others - {"temperature", "top_k", "top_p", "max_new_tokens", "do_sample"}:
-        return None
-    given = {name: parameters[name] for name in others - {"do_sample"}}
-    return SamplingSettings(**given)
-
-
-def _check_sampling(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that sampling would trip over only after the model has begun."""
-    for name, low, high in (
-        ("seed", -_MAX_SEED, _MAX_SEED),
-        ("num_return_sequences", 1, sys.maxsize),
-        ("num_candidates", settings.get("num_return_sequences", 1), sys.maxsize),
-        ("top_k", 0, sys.maxsize),
-        ("max_new_tokens", 1, sys.maxsize),
-    ):
-        value = settings.get(name)
-        if value is not None and not (isinstance(value, SupportsIndex) and low <= as_index(value) <= high):
-            raise PromptError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
-    for name, least, most in (("temperature", 1e-3, 1e3), ("top_p", 1e-6, 1.0)):
-        value = settings.get(name)
-        if value is not None and not (isinstance(value, (int, float)) and least <= value <= most):
-            hint = "top_k=1 always takes the likeliest"
-            raise PromptError(f"{name} must be a number from {least:g} to {most:g}, not {value!r}; {hint}")
 
 
 @contextmanager

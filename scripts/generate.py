@@ -6,7 +6,8 @@
 
 Prompts are formulas, one a line (.txt), objects of prompt fields (.jsonl), tables (.csv, .parquet) with columns such as
 formula, space_group, band_gap, or a folder that `mat2seq prepare` wrote. The result is OUTPUT/samples.parquet, and with
---cifs a CIF for each valid sample; prompts that cannot be fulfilled are listed in OUTPUT/rejected.parquet.
+--cifs a CIF for each valid sample; prompts that cannot be fulfilled are counted in the report and listed in
+OUTPUT/rejected.parquet. They do not change the exit status: a launcher would take anything but 0 for a crash.
 """
 
 from __future__ import annotations
@@ -49,10 +50,9 @@ def main() -> int:
         torch.set_num_threads(options.threads)
     names = ("temperature", "top_k", "top_p")
     settings = tuple((name, getattr(options, name)) for name in names if getattr(options, name) is not None)
-    job = Job(options.samples, options.candidates, options.seed, options.rows, settings)
     state = PartialState(cpu=not torch.cuda.is_available())  # without it, processes on a CPU do not see each other
     try:
-        return run(options, job, state)
+        return run(options, Job(options.samples, options.candidates, options.seed, options.rows, settings), state)
     except Mat2SeqError as error:
         print(f"process {state.process_index}: {error}", file=sys.stderr)
         return 2

@@ -15,6 +15,7 @@ from transformers import GPT2LMHeadModel
 
 from mat2seq_hf import build_tokenizer, canonicalize, gpt2_config
 from mat2seq_hf.cli import build_parser, main
+from mat2seq_hf.generation import load_pipeline
 from mat2seq_hf.publishing import save_model_folder
 
 Capture = pytest.CaptureFixture[str]
@@ -148,6 +149,7 @@ def test_generate_passes_wishes_on(model: str, tmp_path: Path, capsys: Capture) 
     [
         (["Xx2"], "'Xx' is not an element"),
         (["NaCl", "-n", "0"], "-n must be at least 1"),
+        (["NaCl", "-n", "4", "--candidates", "2"], "--candidates must be at least -n (4), not 2"),
         (["BaTiO3", "--n-atoms", "3"], "5 atoms in a formula unit"),
         (["NaCl", "--seed", "99999999999999999999"], "seed must be"),
         (["NaCl", "--temperature", "0"], "temperature must be"),
@@ -189,6 +191,24 @@ def test_prompts_for_the_same_crystals_share_no_file(model: str, tmp_path: Path,
     assert main(["generate", "NaCl", "NaCl", "-n", "3", *wishes, "--model", model, "-o", str(tmp_path / "out")]) == 0
     assert "of 6 valid" in capsys.readouterr().out
     assert len(list((tmp_path / "out").iterdir())) == 6
+
+
+def test_generate_draws_what_the_pipeline_draws(model: str, tmp_path: Path) -> None:
+    wishes = ["--max-atoms", "4", "--all", "--seed", "3"]
+    assert main(["generate", "NaCl", "-n", "20", *wishes, "--model", model, "-o", str(tmp_path / "out")]) == 0
+    samples = load_pipeline(model)("NaCl", num_return_sequences=20, seed=3, max_atoms=4)
+    expected = sorted(sample["cif"] for sample in samples if sample["structure"] is not None)
+    assert sorted(path.read_text() for path in (tmp_path / "out").iterdir()) == expected
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_generate_reads_every_kind_of_prompts_without_an_output(
+    name: str, model: str, tmp_path: Path, capsys: Capture
+) -> None:
+    lines = ['{"formula": "NaCl", "n_atoms": 2}'] if name == "a.jsonl" else ["formula,n_atoms", "NaCl,2"]
+    (tmp_path / name).write_text("\n".join(lines))
+    assert main(["generate", "--formulas", str(tmp_path / name), "--model", model]) == 0
+    assert "Na1 Cl1" in capsys.readouterr().out
 
 
 def test_formulas_may_come_from_windows(model: str, tmp_path: Path, capsys: Capture) -> None:

@@ -90,6 +90,42 @@ def test_a_folder_of_another_job_is_refused(pipe: CrystalGenerationPipeline, tmp
             next(run_job(pipe, asked, job, tmp_path, model="test"))
 
 
+def test_a_job_does_not_go_on_when_the_model_samples_differently(
+    pipe: CrystalGenerationPipeline, tmp_path: Path
+) -> None:
+    job = replace(JOB, settings=())
+    next(run_job(pipe, ASKED, job, tmp_path, model="test"))
+    next(run_job(pipe, ASKED, job, tmp_path, model="test"))
+    config, record = pipe.model.generation_config, pipe.model.config.mat2seq
+    config.temperature = 0.25
+    try:
+        with pytest.raises(Mat2SeqError, match=r"sampling was .*1\.0.* and is now .*0\.25"):
+            next(run_job(pipe, ASKED, job, tmp_path, model="test"))
+    finally:
+        config.temperature = 1.0
+    pipe.model.config.mat2seq = {**record, "max_atoms": 33}
+    try:
+        with pytest.raises(Mat2SeqError, match=r"model_record was .*33"):
+            next(run_job(pipe, ASKED, job, tmp_path, model="test"))
+    finally:
+        pipe.model.config.mat2seq = record
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        ({"samples": 0}, "samples must be a whole number from 1"),
+        ({"samples": 1.5}, "samples must be"),
+        ({"rows": 0}, "rows must be"),
+        ({"seed": 2**63}, "seed must be"),
+        ({"samples": 4, "candidates": 2}, "4 samples cannot be the likeliest of 2 candidates"),
+    ],
+)
+def test_a_job_of_bad_numbers_is_refused(job: dict[str, Any], said: str) -> None:
+    with pytest.raises(Mat2SeqError, match=said):
+        Job(**job)
+
+
 def test_prompts_that_cannot_be_fulfilled_are_set_aside_with_a_reason(
     pipe: CrystalGenerationPipeline, tmp_path: Path
 ) -> None:

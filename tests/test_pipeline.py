@@ -7,15 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pymatgen.core import Structure
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GenerationConfig, GPT2LMHeadModel
 from transformers import pipeline as make_pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from mat2seq_hf import CrystalGenerationPipeline, Prompt, build_tokenizer, canonicalize, gpt2_config
 from mat2seq_hf.errors import FormulaError, PromptError, SchemeMismatchError
+from mat2seq_hf.generation import load_pipeline
 from mat2seq_hf.grammar import Grammar
 from mat2seq_hf.publishing import save_model_folder
 from mat2seq_hf.registration import DEFAULT_MODEL, TASK
@@ -282,7 +284,7 @@ def test_of_several_candidates_the_likeliest_come_first(pipe: CrystalGenerationP
     best = pipe("BaTiO3", num_return_sequences=3, num_candidates=8, seed=1, **SMALL)
     expected = sorted(every, key=lambda sample: -sample["log_prob"])[:3]
     assert [sample["text"] for sample in best] == [sample["text"] for sample in expected]
-    with pytest.raises(PromptError, match="num_candidates must be a whole number from 3"):
+    with pytest.raises(PromptError, match="num_candidates must be a whole number of at least 3, not 2"):
         pipe("BaTiO3", num_return_sequences=3, num_candidates=2)
 
 
@@ -313,3 +315,40 @@ def test_settings_for_many_samples_come_from_the_generation_config(pipe: Crystal
     assert texts[1] == texts[4]
     assert texts[2] != texts[0]
     assert texts[5] == texts[6]
+
+
+@pytest.mark.parametrize("config", [{"temperature": 0.9, "top_k": 10}, {"top_k": 50, "max_new_tokens": 30}])
+def test_a_generation_config_is_sampled_like_its_values_whatever_the_batch(
+    pipe: CrystalGenerationPipeline, config: dict[str, Any]
+) -> None:
+    expected = [texts(answer) for answer in pipe(["NaCl", "KCl"], seed=1, **config, **SMALL)]
+    for size in (1, 2):
+        given = GenerationConfig(do_sample=True, **config)
+        answers = pipe(["NaCl", "KCl"], seed=1, generation_config=given, batch_size=size, **SMALL)
+        assert [texts(answer) for answer in answers] == expected
+
+
+def test_settings_of_numpy_and_a_dict_of_outputs_are_taken(pipe: CrystalGenerationPipeline) -> None:
+    plain = pipe("NaCl", n_atoms=4, seed=0, temperature=0.5, top_k=8)
+    assert texts(pipe("NaCl", n_atoms=np.int64(4), seed=0, temperature=np.float32(0.5), top_k=np.int64(8))) == texts(
+        plain
+    )
+    beams = {"n_atoms": 2, "num_beams": 2, "do_sample": False}
+    assert texts(pipe("NaCl", return_dict_in_generate=True, **beams)) == texts(pipe("NaCl", **beams))
+
+
+def test_progress_counts_every_sequence(pipe: CrystalGenerationPipeline) -> None:
+    counts: list[int] = []
+    pipe(["NaCl", "KCl"], num_return_sequences=2, num_candidates=3, n_atoms=2, progress=counts.append)
+    pipe("NaCl", num_beams=2, do_sample=False, n_atoms=2, num_return_sequences=2, progress=counts.append)
+    assert sum(counts) == 2 * 3 + 2
+
+
+def test_a_saved_pipeline_is_loaded_again(pipe: CrystalGenerationPipeline, tmp_path: Path) -> None:
+    pipe.model.config.custom_pipelines = {TASK: {"impl": "left by an older version"}}
+    pipe.save_pretrained(tmp_path)
+    assert "custom_pipelines" not in (tmp_path / "config.json").read_text()
+    assert (tmp_path / "pipeline.py").is_file()
+    again = load_pipeline(str(tmp_path), device="cpu")
+    assert isinstance(again, CrystalGenerationPipeline)
+    assert texts(again("NaCl", n_atoms=4, seed=0)) == texts(pipe("NaCl", n_atoms=4, seed=0))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PromptError
-from .files import crystal_file_name, lines
+from .files import crystal_file_name
 
 if TYPE_CHECKING:
     from ..canonical import CanonicalCrystal
+    from ..generation import Asked
     from ..samples import Sample
 
 __all__ = ["EXAMPLES", "SUMMARY", "add_arguments", "run"]
@@ -29,8 +31,6 @@ EXAMPLES = """examples:
   mat2seq generate --formulas formulas.txt -n 20 -o out/   at scale, goes on after a kill
   mat2seq generate                          any crystal
 """
-
-_CHUNK = 16  # samples drawn together: the progress bar moves, and a CPU gains nothing from more
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,13 +75,16 @@ def run(args: argparse.Namespace) -> int:
 
     if args.samples < 1:
         raise PromptError(f"-n must be at least 1, not {args.samples}")
+    if args.candidates is not None and args.candidates < args.samples:
+        raise PromptError(f"--candidates must be at least -n ({args.samples}), not {args.candidates}")
     wishes = _wishes(args)
     notes = Console(stderr=True)
     with notes.status("loading the model"):
         pipe = load_pipeline(args.model)
     if args.formulas is not None and args.output is not None:
         return _many(args, pipe, wishes)
-    prompts = [pipe.prompt(asked, **wishes) for asked in _asked(args)]
+    asked = [one.prompt for one in _asked(args)]
+    prompts = [pipe.prompt(one, **wishes) for one in asked] or [pipe.prompt(**wishes)]
     rows = _draw(args, pipe, prompts, notes)
     _print_table(rows, show_files=args.output is not None)
     return 0
@@ -97,21 +100,16 @@ def _draw(args: argparse.Namespace, pipe: Any, prompts: Sequence[Any], notes: An
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     settings = _settings(args, "seed")
-    parts = 1 if args.candidates else -(-args.samples // _CHUNK)
     if args.candidates:
         settings["num_candidates"] = args.candidates
-    size = -(-args.samples // parts)
-    drawn = pipe((prompt for prompt in prompts for _ in range(parts)), num_return_sequences=size, **settings)
     rows: list[tuple[Sample, str]] = []
     columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TextColumn("crystals"), TimeElapsedColumn())
-    with Progress(*columns, console=notes, transient=True) as progress:
-        task = progress.add_task("sampling", total=len(prompts) * args.samples)
-        for place, samples in enumerate(drawn):
-            first = place % parts * size + 1
-            kept = samples[: args.samples - first + 1]
+    with Progress(*columns, console=notes, transient=True) as bar:
+        task = bar.add_task("sampling", total=len(prompts) * max(args.samples, args.candidates or 0))
+        settings["progress"] = partial(bar.advance, task)
+        for samples in pipe(iter(prompts), num_return_sequences=args.samples, **settings):
             taken = {name for _, name in rows}
-            rows += zip(kept, _write(kept, args.output, first, taken, keep_all=args.all), strict=True)
-            progress.advance(task, len(kept))
+            rows += zip(samples, _write(samples, args.output, taken, keep_all=args.all), strict=True)
     return rows
 
 
@@ -119,11 +117,11 @@ def _many(args: argparse.Namespace, pipe: Any, wishes: dict[str, Any]) -> int:
     """A file of prompts: samples.parquet and CIFs, in parts that a killed run does not lose."""
     from tqdm import tqdm
 
-    from ..generation import Asked, Job, merge, read_prompts, run_job, summary, write_cifs
+    from ..generation import Job, merge, run_job, summary, write_cifs
 
     if args.all:
         raise PromptError("--all does not go with --formulas and -o: samples.parquet holds every sample anyway")
-    asked = [*read_prompts(args.formulas), *(Asked(f"argument {i}", f) for i, f in enumerate(args.formula, start=1))]
+    asked = _asked(args)
     job = Job(
         args.samples,
         args.candidates,
@@ -140,11 +138,12 @@ def _many(args: argparse.Namespace, pipe: Any, wishes: dict[str, Any]) -> int:
     return 1 if (args.output / "rejected.parquet").is_file() else 0
 
 
-def _asked(args: argparse.Namespace) -> list[str | None]:
-    formulas: list[str | None] = list(args.formula)
-    if args.formulas is not None:
-        formulas += [line.strip() for _, line in lines([str(args.formulas)])]
-    return formulas or [None]
+def _asked(args: argparse.Namespace) -> list[Asked]:
+    """The prompts of the file, and those that were named."""
+    from ..generation import Asked, read_prompts
+
+    prompts = [] if args.formulas is None else read_prompts(args.formulas)
+    return [*prompts, *(Asked(f"argument {i}", formula) for i, formula in enumerate(args.formula, start=1))]
 
 
 def _wishes(args: argparse.Namespace) -> dict[str, Any]:
@@ -166,15 +165,13 @@ def _property(text: str) -> tuple[str, Any]:
     return name, property_value(value)
 
 
-def _write(
-    samples: Sequence[Sample], folder: Path | None, first: int, taken: AbstractSet[str], *, keep_all: bool
-) -> list[str]:
+def _write(samples: Sequence[Sample], folder: Path | None, taken: AbstractSet[str], *, keep_all: bool) -> list[str]:
     """Write the CIFs of samples and return their names, ``""`` for those that are not written.
 
     Names in ``taken`` are not used again: two prompts can ask for the same crystals.
     """
     names: list[str] = []
-    for index, sample in enumerate(samples, start=first):
+    for index, sample in enumerate(samples, start=1):
         name = ""
         if folder is not None and sample["structure"] is not None and (sample["valid"] or keep_all):
             folder.mkdir(parents=True, exist_ok=True)

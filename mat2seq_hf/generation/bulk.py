@@ -18,8 +18,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import Mat2SeqError
+from ..errors import Mat2SeqError, PromptError
 from ..prompts import Prompt
+from ..sampling import MAX_SEED
 from .prompt_files import Asked, prompt_json
 from .schema import REJECTED_PROMPTS, SAMPLES
 
@@ -48,6 +49,14 @@ class Job:
     rows: int = 128
     settings: tuple[tuple[str, Any], ...] = ()
     wishes: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("samples", 1, 2**31 - 1), ("rows", 1, 2**31 - 1), ("seed", -MAX_SEED, MAX_SEED)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise PromptError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+        if self.candidates is not None and self.candidates < self.samples:
+            raise PromptError(f"{self.samples} samples cannot be the likeliest of {self.candidates} candidates")
 
     @property
     def drawn(self) -> int:
@@ -95,7 +104,8 @@ def _plan(pipe: Any, asked: Sequence[Asked], job: Job, folder: Path) -> _Plan:
 
 def _record(pipe: Any, asked: Sequence[Asked], job: Job, model: str) -> dict[str, Any]:
     """What decides the samples of a job: a folder holds those of one job only."""
-    lines = "\n".join(f"{one.prompt_id}\t{json.dumps(one.prompt, sort_keys=True)}" for one in asked)
+    lines = "\n".join(f"{one.prompt_id}\t{json.dumps(one.prompt, sort_keys=True, default=str)}" for one in asked)
+    settings = pipe.sampling_settings(job.drawn, candidates=job.candidates is not None, **dict(job.settings))
     weights = hashlib.sha256()
     for name, tensor in sorted(pipe.model.state_dict().items()):
         weights.update(f"{name} {tuple(tensor.shape)} {float(tensor.double().sum())!r}".encode())
@@ -104,6 +114,8 @@ def _record(pipe: Any, asked: Sequence[Asked], job: Job, model: str) -> dict[str
         "model": model,
         "weights": weights.hexdigest()[:16],
         "scheme": pipe.tokenizer.scheme,
+        "model_record": getattr(pipe.model.config, "mat2seq", None),
+        "sampling": asdict(settings),
         "prompts": len(asked),
         "prompts_sha256": hashlib.sha256(lines.encode()).hexdigest()[:16],
     }
@@ -198,7 +210,7 @@ def run_job(
     _open_folder(folder, _record(pipe, asked, job, model))
     if plan.rejected and rank == 0:
         rows = [
-            {"prompt_id": asked[n].prompt_id, "prompt": json.dumps(asked[n].prompt), "reason": reason}
+            {"prompt_id": asked[n].prompt_id, "prompt": json.dumps(asked[n].prompt, default=str), "reason": reason}
             for n, reason in plan.rejected
         ]
         _write_table(folder / "rejected.parquet", pa.Table.from_pylist(rows, REJECTED_PROMPTS))
