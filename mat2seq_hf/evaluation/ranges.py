@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,12 +28,12 @@ def check_ranges(
         >>> check_ranges(CspSettings(), above_0=["stol"], from_1=["processes"])
     """
     ranges = (
-        (above_0, "above 0", lambda value: value > 0),
-        (from_0, "0 or more", lambda value: value >= 0),
-        (from_1, "1 or more", lambda value: value >= 1),
+        (above_0, "above 0", operator.gt, 0),
+        (from_0, "0 or more", operator.ge, 0),
+        (from_1, "1 or more", operator.ge, 1),
     )
-    for names, words, inside in ranges:
+    for names, words, inside, bound in ranges:
         for name in names:
             value = getattr(settings, name)
-            if value is not None and not (inside(value) and math.isfinite(value)):
+            if value is not None and not (inside(value, bound) and math.isfinite(value)):
                 raise Mat2SeqError(f"{name} must be {words}, not {value!r}")
