@@ -54,6 +54,7 @@ def test_counts_add_up_when_duplicates_are_removed_and_what_is_left_is_distinct(
     described: Path, tmp_path: Path
 ) -> None:
     kept = prepare([described], tmp_path / "kept", num_proc=1, chunk_size=4, progress=False)
+    prepare([described], tmp_path / "out", num_proc=1, chunk_size=4, progress=False)
     report = prepare([described], tmp_path / "out", duplicates="remove", num_proc=1, chunk_size=4, progress=False)
     assert (kept.read, kept.encoded, kept.rejected, kept.duplicates, kept.removed) == (13, 12, 1, 8, 0)
     assert (report.read, report.encoded, report.rejected, report.removed) == (13, 4, 1, 8)
