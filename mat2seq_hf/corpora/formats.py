@@ -6,14 +6,12 @@ cannot be read is a row with a ``problem``. Nothing in a file is executed, impor
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
 import json
 import math
-import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -24,6 +22,7 @@ import pyarrow.parquet as pq
 
 from ..cell import read_cell
 from ..errors import CrystalError, Mat2SeqError
+from .csv_reading import MAX_TEXT, csv_records, text_lines
 from .texts import json_text
 
 __all__ = [
@@ -31,7 +30,6 @@ __all__ = [
     "READERS",
     "InputRow",
     "cif_blocks",
-    "csv_records",
     "database_rows",
     "group_rows",
     "plain_name",
@@ -44,8 +42,6 @@ __all__ = [
 ID_COLUMNS = ("material_id", "id", "_id")
 _STRUCTURE_COLUMNS = ("cif", "structure", "poscar")
 _PLAIN_COLUMNS = ("lattice", "numbers", "frac_coords")
-_LEADING_ZERO = re.compile(r"\s*[+-]?0\d")
-_MAX_TEXT = 32 * 2**20  # bytes of one crystal; a decompressed bomb ends here
 _MAX_WHOLE = 2**30  # bytes of a JSON file, and of a parquet file in an archive, which are read whole
 
 
@@ -97,13 +93,8 @@ def _bytes(stream: BinaryIO, limit: int) -> bytes:
     return data
 
 
-def _text(stream: BinaryIO, limit: int = _MAX_TEXT) -> str:
+def _text(stream: BinaryIO, limit: int = MAX_TEXT) -> str:
     return _bytes(stream, limit).decode("utf-8-sig", errors="replace")
-
-
-def _lines(stream: BinaryIO) -> Iterator[str]:
-    with io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="") as text:
-        yield from text
 
 
 def _scalars(row: Mapping[str, Any]) -> str:
@@ -190,7 +181,7 @@ def _json_rows(stream: BinaryIO, label: str) -> Iterator[InputRow]:
 
 
 def _json_lines(stream: BinaryIO, label: str) -> Iterator[InputRow]:
-    for number, line in enumerate(_lines(stream)):
+    for number, line in enumerate(text_lines(stream)):
         if not line.strip():
             continue
         source = f"{label}:{number}"
@@ -347,40 +338,6 @@ def group_rows(path: Path, label: str, group: int, first: int) -> Iterator[Input
 
 def _parquet_rows(stream: BinaryIO, label: str) -> Iterator[InputRow]:
     yield from table_rows(pq.read_table(io.BytesIO(_bytes(stream, _MAX_WHOLE))), label)
-
-
-def _value(text: str) -> str | int | float:
-    """A number where the text is one as people write it: not ``007``, and not ``1_2``, which Python takes for 12."""
-    if "_" in text or not text.isascii() or _LEADING_ZERO.match(text):
-        return text
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def csv_records(stream: BinaryIO, texts: Collection[str] = ()) -> tuple[list[str], Iterator[dict[str, Any] | str]]:
-    """Column names of a CSV file, and its rows without empty fields; in place of a row what is wrong with it.
-
-    Args:
-        stream: open for reading bytes.
-        texts: columns that stay as they are written; in others numbers become numbers.
-    """
-    csv.field_size_limit(max(csv.field_size_limit(), _MAX_TEXT))  # a CIF is a large field
-    lines = csv.reader(_lines(stream))
-    names = next(lines, [])
-
-    def rows() -> Iterator[dict[str, Any] | str]:
-        for values in lines:
-            if len(values) == len(names):
-                fields = zip(names, values, strict=True)
-                yield {name: value if name in texts else _value(value) for name, value in fields if value}
-            elif values:
-                yield f"the row has {len(values)} fields, the header {len(names)}; mend its quotes or commas"
-
-    return names, rows()
 
 
 def _csv_rows(stream: BinaryIO, label: str) -> Iterator[InputRow]:

@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 
-from ..corpora.formats import csv_records, plain_name, stem_of
+from ..corpora.csv_reading import csv_records
+from ..corpora.formats import plain_name, stem_of
 from ..corpora.sources import (
     BROKEN,
     archive_files,
