@@ -51,7 +51,7 @@ def _encode(form: Form, scheme: Scheme, wide: bool) -> Form:
     crystal = form_crystal(form)
     for _ in range(_ROUNDS):
         cell = form_cell(form)
-        if has_no_more_symmetry(cell, crystal, scheme.symprec):
+        if has_no_more_symmetry(cell, crystal.number, scheme.symprec):
             break
         before = (crystal.number, crystal.n_atoms)
         crystal = symmetrize(cell, scheme.symprec, scheme.detector)
@@ -122,7 +122,7 @@ def _is_settled(form: Form, symprec: float) -> bool:
     asked, crystal = form, form_crystal(form)
     if is_sohncke(form.number):
         asked = min(form, canonical_form(mirror_image(crystal), 1), key=_key)
-    if not has_no_more_symmetry(form_cell(asked), form_crystal(asked), symprec):
+    if not has_no_more_symmetry(form_cell(asked), asked.number, symprec):
         return False
     return fixed or canonical_form(crystal, 1) == form
 

@@ -346,7 +346,6 @@ def form_crystal(form: Form) -> StandardCrystal:
         np.array([ATOMIC_NUMBERS[SYMBOL_OF_RANK[rank]] for rank, _, _ in form.sites]),
         np.array([positions[letter].multiplicity for _, letter, _ in form.sites]),
         np.array([letter for _, letter, _ in form.sites]),
-        0.0,
     )
 
 

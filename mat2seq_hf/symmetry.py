@@ -60,8 +60,6 @@ class StandardCrystal:
         numbers: atomic number of each orbit, shape (k,).
         multiplicities: points of each orbit in the conventional cell, shape (k,).
         letters: index of each orbit's Wyckoff letter, shape (k,), where it is known already.
-        spread: how far the crystal was from exact symmetry, angstrom: how far symmetrising moved an atom against the
-            others or stretched a cell vector.
     """
 
     number: int
@@ -70,7 +68,6 @@ class StandardCrystal:
     numbers: Integers
     multiplicities: Integers
     letters: Integers | None
-    spread: float
 
     @property
     def n_atoms(self) -> int:
@@ -160,8 +157,8 @@ def _averaging(number: int) -> tuple[Floats, Floats, Floats, Floats]:
 
 def _averaged_orbits(
     cell: Cell, number: int, orbits: Integers, reach: float
-) -> tuple[Integers, Floats, Integers, float] | None:
-    """Each orbit's first atom, its averaged position and the orbit's size; and how far an atom moved (angstrom).
+) -> tuple[Integers, Floats, Integers] | None:
+    """Each orbit's first atom, its averaged position and the orbit's size.
 
     None where the operations do not carry the orbits onto themselves within ``reach`` (angstrom).
     """
@@ -186,11 +183,7 @@ def _averaged_orbits(
     rest = differences[np.arange(len(rotations))[:, None], np.arange(k), nearest]
     offsets = (rest[:, :, None, :] @ inverses.transpose(0, 2, 1)[:, None])[:, :, 0, :]
     mean = offsets.mean(axis=0)
-    # What is left of atom j's own offset; the detector's origin moves all atoms alike, and that does not count.
-    moves = ((mean - offsets)[:, :, None, :] @ rotations.transpose(0, 2, 1)[:, None])[:, :, 0, :]
-    moves -= (moves.mean(axis=0) * sizes[:, None]).sum(axis=0) / n
-    spread = float(np.sqrt(((moves @ cell.lattice) ** 2).sum(axis=2).max()))
-    return firsts, cell.positions[firsts] - mean, sizes, spread
+    return firsts, cell.positions[firsts] - mean, sizes
 
 
 def _standardize(cell: Cell, found: _Finding, reach: float) -> StandardCrystal | None:
@@ -207,15 +200,9 @@ def _standardize(cell: Cell, found: _Finding, reach: float) -> StandardCrystal |
     averaged = _averaged_orbits(standard, number, found.orbits, reach)
     if averaged is None:
         return None
-    firsts, points, sizes, spread = averaged
-    raw = conventional @ conventional.T
-    metric = (_averaging(number)[3] @ raw.ravel()).reshape(3, 3)
-    # d(|v|^2) = 2 |v| d|v|, and likewise for the product of two vectors
-    lengths = np.sqrt(np.diag(metric))
-    strain = np.abs(metric - raw) / (lengths[:, None] + lengths)
-    return StandardCrystal(
-        number, metric, points @ primitive, cell.numbers[firsts], sizes * count, None, max(spread, float(strain.max()))
-    )
+    firsts, points, sizes = averaged
+    metric = (_averaging(number)[3] @ (conventional @ conventional.T).ravel()).reshape(3, 3)
+    return StandardCrystal(number, metric, points @ primitive, cell.numbers[firsts], sizes * count, None)
 
 
 def symmetrize(cell: Cell, symprec: float, detector: str = "spglib") -> StandardCrystal:
@@ -248,9 +235,9 @@ def exact_crystal(cell: Cell, tight: float) -> StandardCrystal:
     return _symmetrize(cell, tight, _ask_fast)
 
 
-def has_no_more_symmetry(cell: Cell, crystal: StandardCrystal, symprec: float) -> bool:
-    """Whether a search at twice ``symprec`` (angstrom) in the primitive cell of an exact crystal finds its group."""
+def has_no_more_symmetry(cell: Cell, number: int, symprec: float) -> bool:
+    """Whether a search at twice ``symprec`` (angstrom) in a primitive cell finds just its space group ``number``."""
     found = _ask_fast(cell, _LOOSER * symprec)
-    if found is None or found.tolerance != _LOOSER * symprec or found.number != crystal.number:
+    if found is None or found.tolerance != _LOOSER * symprec or found.number != number:
         return False
-    return round(float(np.linalg.det(found.basis))) == points_per_primitive(crystal.number)
+    return round(float(np.linalg.det(found.basis))) == points_per_primitive(number)
