@@ -91,9 +91,8 @@ def _whole_number(name: str, value: Any) -> int:
 
 def _elements(name: str, value: object) -> tuple[str, ...]:
     if isinstance(value, Iterable) and not isinstance(value, str):
-        symbols: tuple[Any, ...] = tuple(
-            getattr(one, "symbol", one) for one in value
-        )  # an Element of pymatgen has a symbol
+        # An Element of pymatgen has a symbol.
+        symbols: tuple[Any, ...] = tuple(getattr(one, "symbol", one) for one in value)
         if all(isinstance(symbol, str) for symbol in symbols):
             return symbols
     raise PromptError(f"{name} must be a list of symbols such as ['Ba', 'Ti', 'O'], not {value!r}")
