@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .errors import SymmetryError
-from .forms import Form, canonical_form, form_cell, form_crystal, is_fixed, mirror_image
+from .forms import Form, canonical_form, form_cell, form_crystal, is_fixed, mirror_image, rounds_alike
 from .grid import ANGLE_UNIT, COORDINATE_GRID, LENGTH_UNIT
 from .operations import is_sohncke, primitive_operations
 from .reduction import Cell, primitive_cell
@@ -43,24 +43,6 @@ class Scheme(NamedTuple):
     detector: str
 
 
-def _encode(form: Form, scheme: Scheme, wide: bool) -> Form:
-    """Symmetrise within symprec until group and atom count stand still, then describe.
-
-    Averaging over a group can bring out a higher one, so one search is not enough.
-    """
-    crystal = form_crystal(form)
-    for _ in range(_ROUNDS):
-        cell = form_cell(form)
-        if has_no_more_symmetry(cell, crystal.number, scheme.symprec):
-            break
-        before = (crystal.number, crystal.n_atoms)
-        crystal = symmetrize(cell, scheme.symprec, scheme.detector)
-        if (crystal.number, crystal.n_atoms) == before:
-            break
-        form = canonical_form(crystal, _FINE, wide)
-    return canonical_form(crystal, 1, wide)
-
-
 def fixed_point(cell: Cell, scheme: Scheme) -> Form:
     """Describe until the decoded crystal has the description it came from.
 
@@ -88,12 +70,13 @@ def _describe(cell: Cell, scheme: Scheme) -> tuple[Form, bool]:
     every later decision, however close to the tolerance, falls the same way for all of them.
     """
     exact = exact_crystal(cell, TIGHT)
-    fine = _fine_forms(exact, wide=False) if is_sohncke(exact.number) else ()
-    form = _round_evenly(fine) if fine else canonical_form(exact, 1)
+    form, fine = _round_exact(exact)
     # What is symmetric within symprec is still so within twice symprec after rounding: then the rounded form can tell.
-    if _rounding(form) < scheme.symprec and _is_settled(form, scheme.symprec):  # most crystals
+    asked = _rounding(form) < scheme.symprec
+    complete = asked and _is_complete(form, scheme.symprec)
+    if complete and ((not fine and rounds_alike(exact)) or _is_smallest(form)):  # most crystals
         return form, True
-    settled = _settle(fine or _fine_forms(exact, wide=False), scheme)
+    settled = _settle(fine or _fine_forms(exact, wide=False), scheme, incomplete=asked and not complete)
     if settled is not None:
         return settled
     # Rounding makes ever other bases the shortest, and the lattice would creep away.
@@ -103,6 +86,16 @@ def _describe(cell: Cell, scheme: Scheme) -> tuple[Form, bool]:
     return _settle((wide[0],), scheme) or wide
 
 
+def _round_exact(exact: StandardCrystal) -> tuple[Form, tuple[Form, ...]]:
+    """The rounded form of a crystal, and of a chiral one the :func:`_fine_forms` it comes from."""
+    if not is_sohncke(exact.number):
+        return canonical_form(exact, 1), ()
+    fine = _fine_forms(exact, wide=False)
+    best = min((0, 1), key=lambda hand: _key(fine[hand]))
+    rounded = canonical_form(form_crystal(fine[best]), 1)
+    return (canonical_form(mirror_image(form_crystal(rounded)), 1) if best else rounded), fine
+
+
 def _rounding(form: Form) -> float:
     """How far rounding can move two atoms against each other, angstrom."""
     diagonal = float(np.linalg.norm(form.lattice[:3])) * LENGTH_UNIT
@@ -110,67 +103,109 @@ def _rounding(form: Form) -> float:
     return 2 * _HALF * (diagonal / COORDINATE_GRID + LENGTH_UNIT + angles)
 
 
-def _is_settled(form: Form, symprec: float) -> bool:
-    """Whether a rounded crystal is its own smallest form and a search at twice symprec finds no more symmetry in it.
+def _is_complete(form: Form, symprec: float) -> bool:
+    """Whether a search at twice symprec finds no more symmetry in a rounded crystal.
 
     The search can miss in one basis what it finds in another: it is asked where every description of a crystal has
     the same bits, and of the hand that is the same for a chiral crystal and its mirror image.
     """
-    fixed = is_fixed(form)
-    if fixed and form.number >= _CUBIC:  # nothing is free that could be near to something else
+    if form.number >= _CUBIC and is_fixed(form):  # nothing is free that could be near to something else
         return True
-    asked, crystal = form, form_crystal(form)
     if is_sohncke(form.number):
-        asked = min(form, canonical_form(mirror_image(crystal), 1), key=_key)
-    if not has_no_more_symmetry(form_cell(asked), asked.number, symprec):
-        return False
-    return fixed or canonical_form(crystal, 1) == form
+        form = min(form, canonical_form(mirror_image(form_crystal(form)), 1), key=_key)
+    return has_no_more_symmetry(form_cell(form), form.number, symprec)
 
 
-def _settle(forms: tuple[Form, ...], scheme: Scheme, wide: bool = False) -> tuple[Form, bool] | None:
+def _is_smallest(form: Form) -> bool:
+    """Whether a rounded form is the smallest of its decoded crystal."""
+    return is_fixed(form) or canonical_form(form_crystal(form), 1) == form
+
+
+def _settle(
+    forms: tuple[Form, ...], scheme: Scheme, wide: bool = False, incomplete: bool = False
+) -> tuple[Form, bool] | None:
     """The form in which encoding ends, the smallest of a circle, or None where it does not end soon.
 
-    The second value is that of :func:`_describe`. Starts from :func:`_fine_forms` or from one rounded form.
+    The second value is that of :func:`_describe`.
+
+    Args:
+        forms: from :func:`_fine_forms`, or one rounded form.
+        incomplete: a search has said that there is more symmetry.
     """
     seen: list[Form] = []
     for _ in range(_ROUNDS):
-        form = _encode_evenly(forms, scheme, wide)
-        if not wide and _is_settled(form, scheme.symprec):
+        form, complete = _encode_evenly(forms, scheme, wide, incomplete)
+        if complete and _is_smallest(form):
             return form, True
         if form in seen:
-            return min(seen[seen.index(form) :], key=_key), False
+            break
         seen.append(form)
-        forms = (form,)
-    return None
+        forms, incomplete = (form,), not wide and not complete
+    else:
+        return None
+    if seen[-1] != form:
+        return min(seen[seen.index(form) :], key=_key), False
+    # It encodes to itself; so does its decoded crystal, if that has no exact symmetry that the form does not state.
+    return form, not wide and _round_exact(exact_crystal(primitive_cell(form_cell(form), TIGHT), TIGHT))[0] == form
 
 
-def _encode_evenly(forms: tuple[Form, ...], scheme: Scheme, wide: bool) -> Form:
+def _encode_evenly(forms: tuple[Form, ...], scheme: Scheme, wide: bool, incomplete: bool) -> tuple[Form, bool]:
     """Encode so that the mirror image of a crystal gets the mirror image of its form.
 
-    At the edge of the tolerance a detector can decide one way on a crystal and another way on its mirror image. Both
-    are asked, the higher symmetry counts, and where they agree, the smaller of the two is the one that is rounded.
+    At the edge of the tolerance a detector can decide one way on a crystal and another way on its mirror image, and a
+    rounding boundary lies otherwise: of the two hands the smaller one is encoded first, and the other one only where
+    the search may have missed something. Then the higher symmetry counts.
     """
     if is_sohncke(forms[0].number) and len(forms) == 1:
         # Rounding may have brought out symmetry that the form does not state.
         cell = primitive_cell(form_cell(forms[0]), TIGHT)
         forms = _fine_forms(exact_crystal(cell, TIGHT), wide)
-    if len(forms) == 1:
-        return _encode(forms[0], scheme, wide)
-    encoded = [_encode(member, scheme, wide) for member in forms]
-    achiral = [found for found in encoded if not is_sohncke(found.number)]
-    if achiral:
-        return min(achiral, key=lambda found: (_asymmetry(found), _key(found)))
-    best = min((0, 1), key=lambda member: (_asymmetry(encoded[member]), _key(forms[member])))
-    chosen = form_crystal(encoded[best])
+    hands = sorted(range(len(forms)), key=lambda hand: _key(forms[hand]))
+    found = []
+    for hand in hands:
+        form, complete = _encode(forms[hand], scheme, wide, incomplete, mirror=hand == 1)
+        if complete:
+            return form, True
+        found.append((is_sohncke(form.number), _asymmetry(form), form))
+    if all(chiral for chiral, _, _ in found):
+        return min(found, key=lambda item: item[1])[2], False
+    return min(found, key=lambda item: (*item[:2], _key(item[2])))[2], False
+
+
+def _encode(form: Form, scheme: Scheme, wide: bool, incomplete: bool, mirror: bool) -> tuple[Form, bool]:
+    """Symmetrise within symprec until group and atom count stand still, then round.
+
+    Averaging over a group can bring out a higher one, so one search is not enough.
+
+    Returns:
+        the rounded form, and whether it is complete (never asked where ``wide``).
+    """
+    crystal = form_crystal(form)
+    for _ in range(_ROUNDS):
+        cell = form_cell(form)
+        if not incomplete and has_no_more_symmetry(cell, crystal.number, scheme.symprec):
+            break
+        incomplete = False
+        before = (crystal.number, crystal.n_atoms)
+        crystal = symmetrize(cell, scheme.symprec, scheme.detector)
+        if (crystal.number, crystal.n_atoms) == before:
+            break
+        rounded = _round(crystal, wide, mirror)
+        if not wide and _is_complete(rounded, scheme.symprec):
+            return rounded, True
+        form = canonical_form(crystal, _FINE, wide)
+    rounded = _round(crystal, wide, mirror)
+    return rounded, not wide and _is_complete(rounded, scheme.symprec)
+
+
+def _round(crystal: StandardCrystal, wide: bool, mirror: bool) -> Form:
+    """The rounded form of a crystal; ``mirror``: of the mirror image of a chiral one."""
+    form = canonical_form(crystal, 1, wide)
+    if not is_sohncke(form.number):
+        return form
     # Described anew for both hands: what rounding made of one of them, its mirror image must get, too.
-    return canonical_form(mirror_image(chosen) if best else chosen, 1, wide)
-
-
-def _round_evenly(forms: tuple[Form, ...]) -> Form:
-    """Round a chiral crystal as :func:`_encode_evenly` does where there is no more symmetry."""
-    best = min((0, 1), key=lambda member: _key(forms[member]))
-    rounded = canonical_form(form_crystal(forms[best]), 1)
-    return canonical_form(mirror_image(form_crystal(rounded)), 1) if best else rounded
+    rounded = form_crystal(form)
+    return canonical_form(mirror_image(rounded) if mirror else rounded, 1, wide)
 
 
 def _fine_forms(crystal: StandardCrystal, wide: bool) -> tuple[Form, ...]:

@@ -19,8 +19,7 @@ from .grid import ANGLE_UNIT, COORDINATE_GRID, LENGTH_UNIT, quantize
 from .lattice import lattice_integers, lattice_vectors, tied_lattice
 from .normalizer import Settings, locate, settings
 from .operations import (
-    expand_orbit,
-    expand_primitive,
+    expand_orbits,
     group_operations,
     inverted_group,
     points_per_primitive,
@@ -40,6 +39,7 @@ __all__ = [
     "form_crystal",
     "is_fixed",
     "mirror_image",
+    "rounds_alike",
     "unordered",
 ]
 
@@ -47,6 +47,8 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 _RANK_FACTOR = 32  # more than the 27 letters of a group
+_CUBE_FITS = 2_000_000  # grids whose third power is an int64
+_MIDDLE = 0.02  # of a grid step: rounding boundaries lie nearer to the middle
 _SHIFTS = 1e11  # origins nearer than a part in so many are one: the error of floats, far below any grid
 
 SYMBOL_OF_RANK = {rank: symbol for symbol, rank in ORDER.items()}
@@ -91,11 +93,14 @@ def _orbit_letters(crystal: StandardCrystal, images: Floats) -> Integers:
     if crystal.letters is not None:
         return crystal.letters
     letters = np.full(len(images), -1)
+    unknown: dict[int, list[int]] = {}
+    for orbit, multiplicity in enumerate(crystal.multiplicities.tolist()):
+        unknown.setdefault(multiplicity, []).append(orbit)
     for index, position in enumerate(wyckoff_positions(crystal.number)):
-        (open_orbits,) = np.nonzero((crystal.multiplicities == position.multiplicity) & (letters < 0))
-        if len(open_orbits):
-            here = locate(position, images[open_orbits]).any(axis=1)
-            letters[open_orbits[here]] = index
+        if orbits := unknown.get(position.multiplicity):
+            here = set(np.nonzero(locate(position, images[orbits]))[0].tolist())
+            letters[[orbit for row, orbit in enumerate(orbits) if row in here]] = index
+            unknown[position.multiplicity] = [orbit for row, orbit in enumerate(orbits) if row not in here]
     if (letters < 0).any():
         lost = int((letters < 0).argmax())
         raise SymmetryError(
@@ -110,14 +115,19 @@ def _smallest(rows: Integers, usable: NDArray[np.bool_], grid: int) -> Integers:
     if rows.shape[1] == 1:
         return rows[:, 0]
     large = np.iinfo(np.int64).max
-    leading = np.where(usable, rows[..., 0] * grid + rows[..., 1], large)
-    first = leading.min(axis=1)
-    last = np.where(leading == first[:, None], rows[..., 2], large).min(axis=1)
+    leading = rows[..., 0] * grid + rows[..., 1]
+    if grid <= _CUBE_FITS:
+        codes = np.where(usable, leading * grid + rows[..., 2], large).min(axis=1)
+        first, last = codes // grid, codes % grid
+    else:
+        leading = np.where(usable, leading, large)
+        first = leading.min(axis=1)
+        last = np.where(leading == first[:, None], rows[..., 2], large).min(axis=1)
     return np.stack([first // grid, first % grid, last], axis=1)
 
 
-def _representatives(position: WyckoffPosition, images: Floats, axes: tuple[int, ...], factor: int) -> Integers:
-    """Smallest representative on the position's first triplet, coordinates in the order ``axes``.
+def _representatives(position: WyckoffPosition, images: Floats, order: tuple[int, ...], factor: int) -> Integers:
+    """Smallest representative on the position's first triplet, coordinates in the order ``order``.
 
     Args:
         images: all images of m orbits, shape (m, n, 3).
@@ -126,12 +136,10 @@ def _representatives(position: WyckoffPosition, images: Floats, axes: tuple[int,
         integers in units of 1 / (9600 factor), shape (m, 3).
     """
     grid = COORDINATE_GRID * factor
-    parameters = np.zeros(images.shape, dtype=np.int64)
-    for parameter, axis, sign in position.pivots:
-        parameters[..., parameter] = quantize(sign * (images[..., axis] - position.offset[axis]), 1.0 / grid)
-    shift = np.array(position.shift24) * (grid // 24)
-    rows = (parameters @ position.matrix.T + shift) % grid
-    return _smallest(rows[..., axes], locate(position, images), grid)
+    axes, signs, columns = position.reading
+    parameters = quantize(signs * (images[..., axes] - position.offset[axes]), 1.0 / grid)
+    rows = (parameters @ columns.T + np.array(position.shift24) * (grid // 24)) % grid
+    return _smallest(rows[..., order], locate(position, images), grid)
 
 
 def _polar_shifts(number: int, images: Floats) -> Floats:
@@ -191,14 +199,16 @@ def _candidates(
     lattices = _lattices(crystal, choices, factor)
     if crystal.number >= 16 or not wide:
         smallest = min(lattices)
-        (usable,) = np.nonzero([other == smallest for other in lattices])
+        usable = [row for row, other in enumerate(lattices) if other == smallest]
     else:
-        (usable,) = np.nonzero([_conventional(crystal.number, other, 9000 * factor) for other in lattices])
+        usable = [row for row, other in enumerate(lattices) if _conventional(crystal.number, other, 9000 * factor)]
     indices = choices.letters[usable][:, letters]
-    signatures = np.sort(ranks * _RANK_FACTOR + indices, axis=1)
-    best = min(signatures.tolist())
-    fits = (signatures == best).all(axis=1)
-    kept = usable[fits]
+    signatures = np.sort(ranks * _RANK_FACTOR + indices, axis=1).tolist()
+    best = min(signatures)
+    fits = [row for row, signature in enumerate(signatures) if signature == best]
+    if len(fits) == len(choices):
+        return lattices, choices, indices
+    kept = [usable[row] for row in fits]
     return [lattices[row] for row in kept], choices[kept], indices[fits]
 
 
@@ -318,20 +328,31 @@ def _form_vectors(form: Form) -> Floats:
 def form_cell(form: Form, primitive: bool = True) -> Cell:
     """The primitive (otherwise conventional) cell that a form describes, atoms in the order of its sites."""
     grid = COORDINATE_GRID * form.factor
-    expand, basis = (expand_primitive, primitive_basis(form.number)) if primitive else (expand_orbit, np.eye(3))
-    points, numbers = [], []
-    for rank, _, coords in form.sites:
-        images = expand(form.number, np.array(unordered(form.number, coords)), grid)
-        points.append(images)
-        numbers += [ATOMIC_NUMBERS[SYMBOL_OF_RANK[rank]]] * len(images)
-    positions = np.concatenate(points) / grid
-    return Cell(basis @ _form_vectors(form), positions, np.array(numbers), np.arange(len(numbers)))
+    points = np.array([unordered(form.number, coords) for _, _, coords in form.sites])
+    orbits = expand_orbits(form.number, points, grid, primitive)
+    elements = [ATOMIC_NUMBERS[SYMBOL_OF_RANK[rank]] for rank, _, _ in form.sites]
+    numbers = np.repeat(elements, [len(images) for images in orbits])
+    positions = np.array([point for images in orbits for point in images]) / grid
+    basis = primitive_basis(form.number) if primitive else np.eye(3)
+    return Cell(basis @ _form_vectors(form), positions, numbers, np.arange(len(numbers)))
 
 
 def is_fixed(form: Form) -> bool:
     """Whether rounding cannot have changed which description is the smallest: no coordinate and no basis is free."""
     positions = wyckoff_positions(form.number)
     return form.number >= 16 and not any(positions[letter].freedom for _, letter, _ in form.sites)
+
+
+def rounds_alike(crystal: StandardCrystal) -> bool:
+    """Whether every description of a crystal rounds to the same grid points, so that the smallest stays the smallest.
+
+    Where settings and operations only exchange and reverse axes and shift by multiples of 1/24, two descriptions can
+    round differently only where a coordinate lies close to the middle between two grid points.
+    """
+    number = crystal.number
+    if number < 16 or 143 <= number <= 194 or polar_axes(number):
+        return False
+    return bool((np.abs(crystal.points * COORDINATE_GRID % 1.0 - 0.5) > _MIDDLE).all())
 
 
 def form_crystal(form: Form) -> StandardCrystal:

@@ -74,16 +74,16 @@ def lattice_vectors(lattice: tuple[float, ...]) -> Floats:
     """
     a, b, c = lattice[:3]
     # Right angles are exact: cos(90 degree) in floats is 6e-17.
-    cos_alpha, cos_beta, cos_gamma = (0.0 if angle == 90.0 else np.cos(np.radians(angle)) for angle in lattice[3:])
+    cos_alpha, cos_beta, cos_gamma = (0.0 if angle == 90.0 else math.cos(math.radians(angle)) for angle in lattice[3:])
     square = 1 - cos_alpha**2 - cos_beta**2 - cos_gamma**2 + 2 * cos_alpha * cos_beta * cos_gamma
     if square < 1e-8:
         raise DecodeError(f"no cell has the angles {lattice[3]}, {lattice[4]}, {lattice[5]} degree")
-    sin_alpha, sin_beta = np.sqrt(1 - cos_alpha**2), np.sqrt(1 - cos_beta**2)
+    sin_alpha, sin_beta = math.sqrt(1 - cos_alpha**2), math.sqrt(1 - cos_beta**2)
     y = (cos_gamma - cos_alpha * cos_beta) / sin_beta
     return np.array(
         [
             [a * sin_beta, 0.0, a * cos_beta],
-            [b * y, b * np.sqrt(max(sin_alpha**2 - y**2, 0.0)), b * cos_alpha],
+            [b * y, b * math.sqrt(max(sin_alpha**2 - y**2, 0.0)), b * cos_alpha],
             [0.0, 0.0, c],
         ]
     )

@@ -55,7 +55,7 @@ class Settings:
     def __len__(self) -> int:
         return len(self.rotations)
 
-    def __getitem__(self, rows: Integers) -> Settings:
+    def __getitem__(self, rows: list[int]) -> Settings:
         return Settings(self.rotations[rows], self.inverses[rows], self.translations[rows], self.letters[rows])
 
 
@@ -273,16 +273,17 @@ def _plane_changes(number: int, parity: tuple[int, ...]) -> _Changes:
 
 def _gauss_plane(metric: Floats) -> Integers:
     """Shortest basis (columns) of the a, c plane of a monoclinic metric, b kept, determinant +1."""
-    a, c = np.array([1, 0]), np.array([0, 1])
-    plane = metric[np.ix_([0, 2], [0, 2])]
+    # Plain floats: two vectors are too few for arrays to pay.
+    (aa, _, ac), _, (_, _, cc) = metric.tolist()
+    a, c = (1, 0), (0, 1)
     while True:
-        if a @ plane @ a > c @ plane @ c:
-            a, c = c, -a
-        factor = int(np.rint((a @ plane @ c) / (a @ plane @ a)))
-        shorter = c - factor * a
-        if shorter @ plane @ shorter >= (c @ plane @ c) * (1 - 1e-12):
+        if aa > cc:
+            a, c, aa, cc, ac = c, (-a[0], -a[1]), cc, aa, -ac
+        factor = round(ac / aa)
+        shorter = cc - 2 * factor * ac + factor * factor * aa
+        if shorter >= cc * (1 - 1e-12):
             break
-        c = shorter
+        c, cc, ac = (c[0] - factor * a[0], c[1] - factor * a[1]), shorter, ac - factor * aa
     return np.array([[a[0], 0, c[0]], [0, 1, 0], [a[1], 0, c[1]]], dtype=np.int64)
 
 

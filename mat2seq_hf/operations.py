@@ -19,13 +19,14 @@ __all__ = [
     "centring_vectors",
     "crystal_system",
     "expand_orbit",
-    "expand_primitive",
+    "expand_orbits",
     "group_operations",
     "inverted_group",
     "is_sohncke",
     "points_per_primitive",
     "polar_axes",
     "primitive_basis",
+    "primitive_coordinates",
     "primitive_operations",
 ]
 
@@ -147,13 +148,23 @@ def expand_orbit(number: int, point: Integers, grid: int = COORDINATE_GRID) -> I
     Returns:
         distinct points in units of 1/grid, 0 <= value < grid, shape (multiplicity, 3), in ascending order.
     """
-    rotations, translations = group_operations(number)
-    return distinct((rotations @ np.asarray(point) + translations * (grid // 24)) % grid)
+    return np.array(expand_orbits(number, np.array([point]), grid, primitive=False)[0], dtype=np.int64)
 
 
-def distinct(points: Integers) -> Integers:
-    """Distinct rows in ascending order (for a few hundred rows much faster than ``np.unique`` with an axis)."""
-    return np.array(sorted(set(map(tuple, points.tolist()))), dtype=np.int64)
+def expand_orbits(number: int, points: Integers, grid: int, primitive: bool) -> list[list[tuple[int, int, int]]]:
+    """All images of each of several grid points, shape (k, 3), as :func:`expand_orbit` gives them.
+
+    Args:
+        primitive: in one primitive cell and coordinates of the primitive basis; otherwise in the conventional cell.
+    """
+    if primitive:
+        rotations, translations = primitive_operations(number)
+        points = points @ primitive_coordinates(number).T
+    else:
+        rotations, translations = group_operations(number)
+    images = (points @ rotations.transpose(0, 2, 1) + (translations * (grid // 24))[:, None, :]) % grid
+    # For a few hundred rows a set is much faster than np.unique with an axis.
+    return [sorted(set(map(tuple, orbit))) for orbit in images.transpose(1, 0, 2).tolist()]
 
 
 @lru_cache(maxsize=230)
@@ -169,13 +180,6 @@ def primitive_operations(number: int) -> tuple[Integers, Integers]:
     to_primitive = primitive_coordinates(number)
     moved = to_primitive @ rotations[first] @ primitive_basis(number).T
     return _frozen(np.rint(moved).astype(np.int64)), _frozen(translations[first] @ to_primitive.T % 24)
-
-
-def expand_primitive(number: int, point: Integers, grid: int = COORDINATE_GRID) -> Integers:
-    """Like :func:`expand_orbit`, but the images in one primitive cell, in coordinates of the primitive basis."""
-    rotations, translations = primitive_operations(number)
-    start = primitive_coordinates(number) @ np.asarray(point)
-    return distinct((rotations @ start + translations * (grid // 24)) % grid)
 
 
 @lru_cache(maxsize=230)

@@ -5,6 +5,7 @@ A :class:`Cell` is the working form of a crystal: a right-handed basis, fraction
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from math import gcd
 
@@ -102,7 +103,7 @@ def _match(cell: Cell, shift: Floats, limit: float) -> tuple[Integers, Floats] |
     """Partner of each atom moved by ``shift`` and the remaining difference (fractions), or None beyond ``limit``."""
     partners = np.empty(len(cell), dtype=np.int64)
     rest = np.empty((len(cell), 3))
-    for number in np.unique(cell.numbers):
+    for number in set(cell.numbers.tolist()):
         (members,) = np.nonzero(cell.numbers == number)
         points = cell.positions[members]
         differences = _wrapped((points + shift)[:, None, :] - points[None, :, :])
@@ -121,8 +122,8 @@ def _translations(cell: Cell, tolerance: float) -> list[_Shift]:
 
     Whether one is accepted is judged on its mean over all atoms, so that no atom is special.
     """
-    values, counts = np.unique(cell.numbers, return_counts=True)
-    (rare,) = np.nonzero(cell.numbers == values[counts.argmin()])
+    counts = Counter(cell.numbers.tolist())
+    (rare,) = np.nonzero(cell.numbers == min(counts, key=lambda number: (counts[number], number)))
     candidates = _wrapped(cell.positions[rare[1:]] - cell.positions[rare[0]])
     if len(rare) > 8:  # a cheap look at a few atoms first: most candidates fail there
         probes = cell.positions[rare[1:4], None, None, :] + candidates[None, :, None, :]
@@ -221,8 +222,7 @@ def primitive_cell(cell: Cell, tolerance: float) -> Cell:
     so the result does not depend on the cell or the order of atoms in which the crystal was given.
     """
     cell = cell.rebased(minkowski_basis(cell.lattice).astype(np.float64))
-    _, counts = np.unique(cell.numbers, return_counts=True)
-    if gcd(*counts.tolist()) == 1:
+    if gcd(*Counter(cell.numbers.tolist()).values()) == 1:
         return cell
     while True:
         found = _translations(cell, tolerance)

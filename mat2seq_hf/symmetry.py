@@ -23,7 +23,13 @@ os.environ.setdefault("SPGLIB_WARNING", "OFF")
 import spglib
 from numpy.typing import NDArray
 
-from .operations import group_operations, points_per_primitive, primitive_basis, primitive_operations
+from .operations import (
+    group_operations,
+    points_per_primitive,
+    primitive_basis,
+    primitive_coordinates,
+    primitive_operations,
+)
 from .reduction import Cell, primitive_cell
 from .tables import ROWS
 
@@ -81,16 +87,16 @@ class _Finding:
 
     Attributes:
         number: space group.
-        basis: columns are the conventional vectors in the cell's basis, shape (3, 3).
-        shift: ``x_standard = basis^-1 @ x + shift``.
+        basis: columns are the conventional vectors in the cell's basis, 3 x 3.
+        origin: ``x_standard = basis^-1 @ (x - origin)``.
         orbits: for each atom the index of an equivalent one, the same for a whole orbit.
         tolerance: that was really used; detectors lower it where a search fails.
     """
 
     number: int
-    basis: Floats
-    shift: Floats
-    orbits: Integers
+    basis: list[list[float]]
+    origin: list[float]
+    orbits: list[int]
     tolerance: float
 
 
@@ -120,9 +126,10 @@ def _ask_spglib(cell: Cell, tolerance: float) -> _Finding | None:
     dataset = spglib.get_symmetry_dataset((cell.lattice, cell.positions, cell.numbers), tolerance)
     if dataset is None:
         return None
-    shift = dataset.origin_shift + _origin_change(dataset.number)
     basis = np.linalg.inv(dataset.transformation_matrix)
-    return _Finding(dataset.number, basis, shift, dataset.crystallographic_orbits.astype(np.int64), tolerance)
+    origin = -basis @ (dataset.origin_shift + _origin_change(dataset.number))
+    orbits = dataset.crystallographic_orbits.tolist()
+    return _Finding(dataset.number, basis.tolist(), origin.tolist(), orbits, tolerance)
 
 
 def _ask_moyopy(cell: Cell, tolerance: float) -> _Finding | None:
@@ -131,9 +138,7 @@ def _ask_moyopy(cell: Cell, tolerance: float) -> _Finding | None:
         found = moyopy.MoyoDataset(crystal, symprec=tolerance, setting=moyopy.Setting.standard(), rotate_basis=False)
     except ValueError:  # no consistent group at this tolerance
         return None
-    basis = np.array(found.std_linear)
-    shift = -np.linalg.inv(basis) @ np.array(found.std_origin_shift)
-    return _Finding(found.number, basis, shift, np.array(found.orbits, dtype=np.int64), found.symprec)
+    return _Finding(found.number, found.std_linear, found.std_origin_shift, found.orbits, found.symprec)
 
 
 Detector = Callable[[Cell, float], _Finding | None]
@@ -142,6 +147,11 @@ Detector = Callable[[Cell, float], _Finding | None]
 DETECTORS: dict[str, Detector] = {"spglib": _ask_spglib, **({} if moyopy is None else {"moyopy": _ask_moyopy})}
 # Where symmetry is exact all detectors agree, and the fastest one is asked.
 _ask_fast = _ask_spglib if moyopy is None else _ask_moyopy
+
+
+def _determinant(rows: list[list[float]]) -> float:
+    (a, b, c), (d, e, f), (g, h, i) = rows
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
 
 
 @lru_cache(maxsize=230)
@@ -156,15 +166,14 @@ def _averaging(number: int) -> tuple[Floats, Floats, Floats, Floats]:
 
 
 def _averaged_orbits(
-    cell: Cell, number: int, orbits: Integers, reach: float
+    cell: Cell, number: int, orbits: list[int], reach: float
 ) -> tuple[Integers, Floats, Integers] | None:
     """Each orbit's first atom, its averaged position and the orbit's size.
 
     None where the operations do not carry the orbits onto themselves within ``reach`` (angstrom).
     """
     rotations, inverses, translations, _ = _averaging(number)
-    names = orbits.tolist()
-    firsts = np.array([names.index(name) for name in sorted(set(names))])
+    firsts = np.array([orbits.index(name) for name in sorted(set(orbits))])
     images = cell.positions[firsts] @ rotations.transpose(0, 2, 1) + translations[:, None, :]  # (g, k, 3)
     differences = images[:, :, None, :] - cell.positions
     differences -= np.rint(differences)
@@ -189,13 +198,14 @@ def _averaged_orbits(
 def _standardize(cell: Cell, found: _Finding, reach: float) -> StandardCrystal | None:
     """Average ``cell`` (primitive) over the space group that was found; None where that does not fit."""
     number = found.number
-    basis = np.rint(found.basis)
+    exact = np.array(found.basis)
+    basis = np.rint(exact)
     count = points_per_primitive(number)
-    if round(float(np.linalg.det(basis))) != count or np.abs(basis - found.basis).max() > 1e-2:
+    if round(_determinant(found.basis)) != count or np.abs(basis - exact).max() > 1e-2:
         return None
     conventional = basis.T @ cell.lattice
     primitive = primitive_basis(number)
-    positions = (cell.positions @ np.linalg.inv(basis).T + found.shift) @ np.linalg.inv(primitive)
+    positions = (cell.positions - found.origin) @ np.linalg.inv(basis).T @ primitive_coordinates(number).T
     standard = Cell(primitive @ conventional, positions, cell.numbers, cell.labels)
     averaged = _averaged_orbits(standard, number, found.orbits, reach)
     if averaged is None:
@@ -211,28 +221,27 @@ def symmetrize(cell: Cell, symprec: float, detector: str = "spglib") -> Standard
     Where the detector's answer does not fit the crystal (it can fail at loose tolerances), the tolerance shrinks by
     0.7 and the search runs again; P1 fits always, so there is always an answer.
     """
-    return _symmetrize(cell, symprec, DETECTORS[detector])
+    return _symmetrize(cell, primitive_cell(cell, symprec), symprec, DETECTORS[detector])
 
 
-def _symmetrize(cell: Cell, symprec: float, ask: Detector) -> StandardCrystal:
+def _symmetrize(cell: Cell, primitive: Cell, symprec: float, ask: Detector) -> StandardCrystal:
     tolerance = symprec
     for _ in range(_ATTEMPTS):
-        primitive = primitive_cell(cell, tolerance)
         found = ask(primitive, tolerance)
         crystal = None if found is None else _standardize(primitive, found, _REACH * tolerance)
         if crystal is not None:
             return crystal
         tolerance *= _SHRINK
-    primitive = primitive_cell(cell, tolerance)
-    trivial = _Finding(1, np.eye(3), np.zeros(3), np.arange(len(primitive)), tolerance)
+        primitive = primitive_cell(cell, tolerance)
+    trivial = _Finding(1, np.eye(3).tolist(), [0.0, 0.0, 0.0], list(range(len(primitive))), tolerance)
     crystal = _standardize(primitive, trivial, tolerance)
     assert crystal is not None
     return crystal
 
 
 def exact_crystal(cell: Cell, tight: float) -> StandardCrystal:
-    """A primitive cell symmetrised where it is exact (within ``tight``, angstrom)."""
-    return _symmetrize(cell, tight, _ask_fast)
+    """A cell that is primitive within ``tight`` (angstrom), symmetrised where it is exact."""
+    return _symmetrize(cell, cell, tight, _ask_fast)
 
 
 def has_no_more_symmetry(cell: Cell, number: int, symprec: float) -> bool:
@@ -240,4 +249,4 @@ def has_no_more_symmetry(cell: Cell, number: int, symprec: float) -> bool:
     found = _ask_fast(cell, _LOOSER * symprec)
     if found is None or found.tolerance != _LOOSER * symprec or found.number != number:
         return False
-    return round(float(np.linalg.det(found.basis))) == points_per_primitive(number)
+    return round(_determinant(found.basis)) == points_per_primitive(number)

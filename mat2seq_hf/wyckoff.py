@@ -89,6 +89,13 @@ class WyckoffPosition:
         return tuple(found)
 
     @cached_property
+    def reading(self) -> tuple[list[int], NDArray[np.int64], NDArray[np.int64]]:
+        """:attr:`pivots` as arrays: coordinates, their signs, shape (f,), and the columns of ``M``, shape (3, f)."""
+        axes = [axis for _, axis, _ in self.pivots]
+        signs = np.array([sign for _, _, sign in self.pivots], dtype=np.int64)
+        return axes, signs, self.matrix[:, [parameter for parameter, _, _ in self.pivots]]
+
+    @cached_property
     def deviation(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """``(Q, q)``: a point x is off the triplet by ``Q @ x + q``, shapes (3, 3) and (3,)."""
         read = np.zeros((3, 3))
