@@ -21,7 +21,11 @@ from mat2seq_hf.canonical import CanonicalCrystal, canonicalize
 from mat2seq_hf.errors import CrystalError, Mat2SeqError
 from mat2seq_hf.evaluation.displacement import displacement_bound, maximal_displacement, superposition
 from mat2seq_hf.evaluation.equivalents import KINDS, equivalent_arrays, mirror_image, random_equivalent
+from mat2seq_hf.forms import canonical_form, form_crystal, rounds_alike
+from mat2seq_hf.grid import COORDINATE_GRID
 from mat2seq_hf.reduction import minkowski_basis
+from mat2seq_hf.symmetry import StandardCrystal
+from mat2seq_hf.wyckoff import wyckoff_positions
 
 
 def assert_laws(structure: Structure, seed: int = 0, equivalents: int = 2) -> CanonicalCrystal:
@@ -345,6 +349,32 @@ def test_a_vector_with_a_coefficient_of_two_is_longer_than_the_reduced_basis_vec
         lengths = np.linalg.norm(basis, axis=1)
         longest = np.where(coefficients != 0, lengths, 0.0).max(axis=1)
         assert (np.linalg.norm(coefficients @ basis, axis=1) > longest).all()
+
+
+def two_orbits_on_a_line(x: float, y: float) -> StandardCrystal:
+    """Oxygen at x, 0, 0 and y, 0, 0 (in steps of the grid) of Pmmm."""
+    letter = [position.name for position in wyckoff_positions(47)].index("2i")
+    points = np.array([[x, 0, 0], [y, 0, 0]]) / COORDINATE_GRID
+    pair = np.array([2, 2])
+    return StandardCrystal(47, np.diag([25.0, 36.0, 49.0]), points, np.array([8, 8]), pair, np.array([letter] * 2))
+
+
+def stays_the_smallest(crystal: StandardCrystal) -> bool:
+    form = canonical_form(crystal, 1)
+    return canonical_form(form_crystal(form), 1) == form
+
+
+def test_where_every_description_rounds_alike_the_smallest_stays_the_smallest() -> None:
+    rng = np.random.default_rng(0)
+    alike = 0
+    for x in rng.uniform(500, 2000, 400):  # nearly mirrored at 1/4: two descriptions compete that differ by a step
+        crystal = two_orbits_on_a_line(x, COORDINATE_GRID / 2 - x + rng.uniform(-1.5, 1.5))
+        alike += rounds_alike(crystal)
+        assert stays_the_smallest(crystal) or not rounds_alike(crystal)
+    assert alike > 300
+    between = two_orbits_on_a_line(512.4979869605107, 4287.49377082926)
+    assert not stays_the_smallest(between)
+    assert not rounds_alike(between)
 
 
 #: Crystals in which rounding brings out symmetry, or forms come round in a circle.
