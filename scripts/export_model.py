@@ -5,8 +5,9 @@ r"""Turn a checkpoint of a training run into a model folder with tokenizer, gene
     python scripts/export_model.py runs/mp_20_tiny -o my-model --temperature 0.7 --top-k 10
     python scripts/export_model.py runs/mp_20_small -o my-model --dtype bfloat16 --shard-mb 15
 
-``--plain`` leaves out the copied code: a folder inside the package does without. A card is written where the run has
-its ``run_record.json`` and an evaluation report is given (``scripts/evaluate_generation.py --report report.json``).
+Of a run that was killed the best checkpoint is taken. ``--plain`` leaves out the copied code: a folder inside the
+package does without. A card is written where the run has its ``run_record.json`` and an evaluation report is given
+(``scripts/evaluate_generation.py --report report.json``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,13 @@ from typing import Any
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder with config.json and model.safetensors")
+    parser.add_argument("run", type=Path, help="folder of a run, or any with a model and its config.json")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--temperature", type=float, default=0.5)
     parser.add_argument("--top-k", type=int, default=10)
-    parser.add_argument("--max-atoms", type=int, default=20, help="atoms of the largest primitive cell in training")
+    parser.add_argument(
+        "--max-atoms", type=int, help="atoms of the largest cell it answers with (default: in training)"
+    )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the stored weights")
     parser.add_argument("--shard-mb", type=int, help="largest file of weights, in MB (default: one file)")
     parser.add_argument("--plain", action="store_true", help="without copied code")
@@ -55,11 +59,17 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     from mat2seq_hf import build_tokenizer
+    from mat2seq_hf.errors import Mat2SeqError
     from mat2seq_hf.publishing.cards import public_record, render_model_card
     from mat2seq_hf.publishing.folder import save_model_folder
+    from mat2seq_hf.training.checkpoints import weights_folder
 
     options = parse_arguments()
-    model: Any = AutoModelForCausalLM.from_pretrained(options.run, dtype=getattr(torch, options.dtype))
+    try:
+        source = weights_folder(options.run)
+    except Mat2SeqError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, options.dtype))
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=options.temperature,
@@ -68,7 +78,8 @@ def main() -> None:
         eos_token_id=model.config.eos_token_id,
         pad_token_id=model.config.pad_token_id,
     )
-    model.config.mat2seq = {**model.config.mat2seq, "max_atoms": options.max_atoms}
+    if options.max_atoms is not None:
+        model.config.mat2seq = {**model.config.mat2seq, "max_atoms": options.max_atoms}
     save_model_folder(model, build_tokenizer(symprec_of(model.config)), options.output, with_code=not options.plain)
     if options.shard_mb is not None:
         (options.output / "model.safetensors").unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import GPT2LMHeadModel
 
 from mat2seq_hf.corpora.schema import METADATA_KEY
@@ -222,6 +223,7 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
     for step, state in ((9, '{"global_step": 9}'), (10, '{"global_step": 10}'), (20, '{"global_st')):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+        save_file({}, tmp_path / f"checkpoint-{step}" / "model.safetensors")
     (tmp_path / "checkpoint-30").mkdir()
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     assert last_complete_checkpoint(tmp_path / "nothing") is None

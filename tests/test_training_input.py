@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pymatgen.core import Structure
+from safetensors.torch import save_file
 from test_prefixes import TEXTS
 from test_prefixes import write as write_crystals
 from test_training import SCHEME, _model, _sequences, _write_corpus, run_arguments
@@ -103,15 +104,24 @@ def test_an_incomplete_checkpoint_cannot_be_asked_for(run_arguments: list[str], 
         train(parse_config([*run_arguments, f"--output_dir={tmp_path / 'run'}", asked]))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
-def test_a_checkpoint_with_a_file_cut_short_is_passed_over(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+)
+@pytest.mark.parametrize("left", [0.0, 0.5])
+def test_a_checkpoint_with_a_file_missing_or_cut_short_is_passed_over(tmp_path: Path, name: str, left: float) -> None:
     for step in (4, 8):
-        folder = _saved(tmp_path / f"checkpoint-{step}")
-        torch.save({"step": step}, folder / "optimizer.pt")
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        save_file({"weight": torch.zeros(2)}, folder / "model.safetensors")
+        for stored in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            torch.save({"step": step}, folder / stored)
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
-    whole = (tmp_path / "checkpoint-8" / name).read_bytes()
-    (tmp_path / "checkpoint-8" / name).write_bytes(whole[: len(whole) // 2])
+    path = tmp_path / "checkpoint-8" / name
+    whole = path.read_bytes()
+    path.unlink()
+    if left:
+        path.write_bytes(whole[: int(left * len(whole))])
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
 
 

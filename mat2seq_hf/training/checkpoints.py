@@ -15,29 +15,51 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import Mat2SeqError
 
-__all__ = ["guarded_saving", "last_complete_checkpoint", "read_state", "remove_incomplete_checkpoints"]
+__all__ = [
+    "best_checkpoint",
+    "guarded_saving",
+    "last_complete_checkpoint",
+    "read_state",
+    "remove_incomplete_checkpoints",
+    "weights_folder",
+]
 
 logger = logging.getLogger(__name__)
+
+_WEIGHTS = ("model*.safetensors", "pytorch_model*")  # the second: spread over processes by FSDP
+#: What exact resuming needs beside weights; all are left out with ``save_only_model``.
+_POSITION = ("optimizer*", "scheduler.pt", "rng_state*.pth")
 
 
 def read_state(checkpoint: str | Path) -> dict[str, Any] | None:
     """What ``trainer_state.json`` says; None if the checkpoint is incomplete.
 
     That file is written last; one that is missing or cut short marks a run that was killed while saving. After a power
-    failure others may be cut short, too.
+    failure others may be cut short or missing, too.
     """
+    folder = Path(checkpoint)
+    position = [any(folder.glob(pattern)) for pattern in _POSITION]
+    if any(position) and not all(position):
+        return None
+    return _state_of(folder)
+
+
+def _state_of(folder: Path) -> dict[str, Any] | None:
+    """The state that lies beside weights; None where either is missing, or a file is cut short."""
     try:
-        state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(state, dict) or not isinstance(state.get("global_step"), int):
         return None
-    return state if all(map(_is_whole, Path(checkpoint).iterdir())) else None
+    if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+        return None
+    return state if all(map(_is_whole, folder.iterdir())) else None
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file of weights or of the optimizer has the end that its beginning announces."""
-    if path.suffix == ".pt":
+    """Whether a file of weights, of the optimizer or of random numbers has the end that its beginning announces."""
+    if path.suffix in {".pt", ".pth", ".bin"}:
         return zipfile.is_zipfile(path)
     if path.suffix != ".safetensors":
         return True
@@ -62,6 +84,32 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
         else:
             found.append((int(state["global_step"]), path))
     return str(max(found)[1]) if found else None
+
+
+def best_checkpoint(checkpoint: str | Path) -> Path:
+    """The best checkpoint of a run when this one was written, or this one where that is not there any more."""
+    named = (read_state(checkpoint) or {}).get("best_model_checkpoint")
+    best = Path(checkpoint).parent / Path(named or checkpoint).name  # beside it, wherever the run lies now
+    return best if read_state(best) is not None else Path(checkpoint)
+
+
+def weights_folder(run: str | Path) -> Path:
+    """Where the weights of a run are: in its folder once it has ended, until then in its best checkpoint.
+
+    Raises:
+        Mat2SeqError: there are none yet.
+    """
+    folder = Path(run)
+    last = last_complete_checkpoint(folder)
+    if last is None:
+        if not (folder / "config.json").is_file():
+            raise Mat2SeqError(f"{folder} holds neither a model nor a complete checkpoint: train first")
+        return folder
+    ended, saved = _state_of(folder), read_state(last)
+    assert saved is not None  # it is complete
+    if ended is not None and ended["global_step"] >= saved["global_step"]:
+        return folder
+    return best_checkpoint(last)
 
 
 def remove_incomplete_checkpoints(folder: str | Path) -> None:

@@ -19,7 +19,13 @@ from transformers.trainer_utils import SaveStrategy
 
 from ..errors import Mat2SeqError
 from ..sampling import SamplingSettings
-from .checkpoints import guarded_saving, last_complete_checkpoint, read_state, remove_incomplete_checkpoints
+from .checkpoints import (
+    best_checkpoint,
+    guarded_saving,
+    last_complete_checkpoint,
+    read_state,
+    remove_incomplete_checkpoints,
+)
 from .config import TrainConfig
 from .data import EvenBatches, MicroBatches, TokenCorpus
 from .metrics import bits_per_structure, unigram_bits_per_structure
@@ -233,9 +239,7 @@ def _finish(trainer: CrystalTrainer, data: RunData, unigram: float) -> dict[str,
 def _adopt(trainer: CrystalTrainer, checkpoint: str) -> None:
     """Take over the state of a finished run, and the weights that it would have ended with."""
     trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-    best = Path(trainer.state.best_model_checkpoint or "")
-    use_best = trainer.config.load_best_model_at_end and (best / "model.safetensors").is_file()
-    source = best if use_best else Path(checkpoint)
+    source = best_checkpoint(checkpoint) if trainer.config.load_best_model_at_end else Path(checkpoint)
     weights = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).state_dict()
     trainer.plain_model.load_state_dict(weights)
 
