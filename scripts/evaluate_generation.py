@@ -55,10 +55,13 @@ def judge(sample: dict[str, Any], truth: Any, prompt: dict[str, Any], matcher: A
     return row | {"prompt": prompt, "match": rms is not None, "rms": None if rms is None else float(rms[0])}
 
 
-def mean_and_error(values: list[bool]) -> tuple[float, float]:
-    """Share and its standard error."""
-    share = sum(values) / max(len(values), 1)
-    return share, (share * (1 - share) / max(len(values), 1)) ** 0.5
+def mean_and_error(groups: list[list[bool]]) -> tuple[float, float]:
+    """Share and its standard error; the samples of one formula resemble each other and are one group."""
+    groups = [group for group in groups if group]
+    count = max(sum(map(len, groups)), 1)
+    share = sum(map(sum, groups)) / count
+    squares = sum((sum(group) - share * len(group)) ** 2 for group in groups)
+    return share, (squares * len(groups) / max(len(groups) - 1, 1)) ** 0.5 / count
 
 
 def command(arguments: list[str]) -> str:
@@ -80,14 +83,16 @@ def kind_of(reason: str) -> str:
 def summarize(groups: list[list[dict[str, Any]]]) -> dict[str, Any]:
     """All figures of a run."""
     rows = [row for group in groups for row in group]
-    finished = [row for row in rows if row["finished"]]
     matched = [row["rms"] for row in rows if row["match"]]
     return {
         "crystals": len(groups),
         "samples": len(groups[0]),
-        **{key: mean_and_error([row[key] for row in rows]) for key in ("finished", "decoded", "valid", "match")},
-        "composition": mean_and_error([row["composition"] for row in finished]),
-        "match_any": mean_and_error([any(row["match"] for row in group) for group in groups]),
+        **{
+            key: mean_and_error([[row[key] for row in group] for group in groups])
+            for key in ("finished", "decoded", "valid", "match")
+        },
+        "composition": mean_and_error([[row["composition"] for row in group if row["finished"]] for group in groups]),
+        "match_any": mean_and_error([[any(row["match"] for row in group)] for group in groups]),
         "rmse": sum(matched) / len(matched) if matched else None,
         "reasons": dict(Counter(kind_of(row["reason"]) for row in rows if row["reason"]).most_common()),
     }

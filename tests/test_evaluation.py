@@ -25,7 +25,7 @@ from mat2seq_hf.evaluation.crystals import examine, examine_all
 from mat2seq_hf.evaluation.csp import CspSettings, any_of, evaluate_csp
 from mat2seq_hf.evaluation.denovo import DenovoSettings, evaluate_denovo
 from mat2seq_hf.evaluation.equivalents import random_equivalent
-from mat2seq_hf.evaluation.literature import evaluate_literature, read_compounds
+from mat2seq_hf.evaluation.literature import Compound, LiteratureSettings, evaluate_literature, read_compounds
 from mat2seq_hf.evaluation.matching import Matcher, ReducedCrystal
 from mat2seq_hf.evaluation.novelty import formula_of_cif, mark_unique, reduced_formula
 from mat2seq_hf.evaluation.report import compare_table, render_markdown
@@ -164,6 +164,40 @@ def test_intervals_of_groups_are_wider_than_those_of_single_values() -> None:
     assert wide["high"] - wide["low"] > 2 * (narrow["high"] - narrow["low"])  # type: ignore[operator]
 
 
+def test_the_interval_of_a_share_has_a_width_where_all_samples_are_alike() -> None:
+    for values in ([1.0], [0.0]):
+        groups = [values * 5 for _ in range(10)]
+        sure, alone = clustered_mean(groups), share(bool(group[0]) for group in groups)
+        assert (sure["value"], sure["low"], sure["high"]) == (alone["value"], alone["low"], alone["high"])
+        assert sure["high"] - sure["low"] > 0.2  # type: ignore[operator]
+    single = [[float(i % 3 == 0)] for i in range(60)]
+    assert clustered_mean(single)["low"] == pytest.approx(share(v == [1.0] for v in single)["low"], abs=0.003)
+
+
+def test_a_folder_that_sampling_wrote_is_read_once(tmp_path: Path, salts: dict[str, str]) -> None:
+    rows = [{"prompt_id": "rock", "sample_index": i, "cif": salts["rock"]} for i in range(2)]
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "cifs").mkdir()
+    pd.DataFrame(rows).to_parquet(tmp_path / "parts" / "part-0.parquet")
+    pd.DataFrame({"prompt_id": ["x"], "reason": ["no formula"]}).to_parquet(tmp_path / "rejected.parquet")
+    (tmp_path / "cifs" / "rock__0.cif").write_text(salts["rock"])
+    with pytest.raises(Mat2SeqError, match=r"holds tables .* and CIFs .* name those that are meant"):
+        read_samples([tmp_path])
+    pd.DataFrame(rows).to_parquet(tmp_path / "samples.parquet")
+    assert [(text.prompt_id, text.index) for text in read_samples([tmp_path])] == [("rock", 0), ("rock", 1)]
+
+
+def test_no_sample_takes_the_place_of_a_missing_one(references: list[Reference], salts: dict[str, str]) -> None:
+    texts = [sample("rock", 1, salts["rock"]), sample("cscl", 0, salts["cscl"])]  # sample 0 of rock was not valid
+    report, rows = evaluate_csp(texts, references, replace(QUIET, samples=1))
+    assert [row["prompt_id"] for row in rows] == ["cscl"]
+    assert value(report, "match_1") == pytest.approx(1 / 3)
+    assert report["counts"]["samples_missing"] == 2
+    unnumbered = [replace(text, index=-1) for text in texts] + [sample("rock", 3, salts["rock"])] * 2
+    placed = assign_prompts(unnumbered, {"rock", "cscl"})
+    assert [(text.prompt_id, text.index) for text in placed] == [("cscl", 0), ("rock", 3), ("rock", 4), ("rock", 5)]
+
+
 def test_samples_are_read_from_folders_archives_and_tables(tmp_path: Path, salts: dict[str, str]) -> None:
     names = {"mp-1__1.cif": "rock", "mp-1__2.cif": "cscl", "mp-2_7.cif": "rock", "mp-3/1.cif": "rock", "x.cif": "rock"}
     folder = tmp_path / "folder"
@@ -175,7 +209,7 @@ def test_samples_are_read_from_folders_archives_and_tables(tmp_path: Path, salts
             info = tarfile.TarInfo(name)
             info.size = len(salts[salt])
             tar.addfile(info, io.BytesIO(salts[salt].encode()))
-    expected = [("mp-1", 1), ("mp-1", 2), ("mp-2", 7), ("mp-3", 1), ("x", 0)]
+    expected = [("mp-1", 0), ("mp-1", 1), ("mp-2", 6), ("mp-3", 0), ("x", -1)]  # none has 0: they count from 1
     for place in ("folder", "a.zip", "a.tar.gz"):
         assert [(text.prompt_id, text.index) for text in read_samples([tmp_path / place])] == expected
     rows = [{"prompt_id": "mp-1", "sample_index": i, "cif": salts["rock"], "seconds": 1.5} for i in range(2)]
@@ -446,13 +480,15 @@ def test_literature_counts_over_runs(tmp_path: Path, salts: dict[str, str]) -> N
     (tmp_path / "published" / "salt.cif").write_text(salts["rock"])
     compounds = read_compounds(tmp_path / "published")
     runs = [[sample("NaCl", 0, salts["rock"]), sample("NaCl", 1, other)] for other in (salts["cscl"], None, None)]
-    from mat2seq_hf.evaluation.literature import LiteratureSettings
-
     report, rows = evaluate_literature(runs, compounds, LiteratureSettings(progress=False))
     assert value(report, "valid_mean") == pytest.approx(2 / 3)
     assert value(report, "valid_deviation") == pytest.approx(np.std([1, 0.5, 0.5], ddof=1))
     assert value(report, "matched") == 1
     assert [row["match"] for row in rows] == [True, False] * 3
+    unanswered = [*compounds, Compound("Ce6Cd23Te")]
+    report, _ = evaluate_literature(runs, unanswered, LiteratureSettings(progress=False))
+    assert value(report, "valid_mean") == value(report, "valid") == pytest.approx(1 / 3)
+    assert report["counts"]["samples_missing"] == 6
     (tmp_path / "formulas.txt").write_text("Eu2FeGe2OS6\nCe6Cd23Te\n")
     assert [compound.formula for compound in read_compounds(tmp_path / "formulas.txt")] == ["Eu2FeGe2S6O", "Ce6Cd23Te"]
     (tmp_path / "formulas.txt").write_text("Eu2FeGe2OS6\nnonsense\n")

@@ -85,6 +85,18 @@ def test_stability_is_measured_against_the_hull_of_the_potential(corpus: Path, t
     assert any("not DFT's hull" in note for note in report["notes"])
 
 
+def test_of_equal_crystals_the_most_stable_one_is_the_unique_one(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "gold.cif").write_text(cif_of(metal("Au", 4.06)))
+    near, far = metal("Cu", 3.6), metal("Cu", 3.8)
+    for structures in ([near, far], [far, near]):
+        loose = replace(EMT, steps=1, fmax=9.0, metastable=9.0)
+        report, rows = evaluate_stability(texts_of(structures), corpus, tmp_path / "gold.cif", tmp_path, loose)
+        best, other = sorted(rows, key=lambda row: float(row["e_above_hull"]))
+        assert best["e_above_hull"] < other["e_above_hull"] - 0.001
+        assert (best["unique"], other["unique"]) == (True, False)
+        assert report["figures"]["msun"]["value"] == 0.5
+
+
 def test_started_again_it_computes_nothing_twice(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = texts_of([metal("Cu", 3.7), metal("Au", 4.2)])
     first = evaluate_stability(samples, corpus, None, tmp_path, EMT)
@@ -180,6 +192,31 @@ def test_success_is_what_the_judge_says() -> None:
     assert report["figures"]["judge_error"]["value"] == 0
     with pytest.raises(Mat2SeqError, match="'nobody'"):
         load_judge("nobody")
+
+
+def one_answer(cifs: Sequence[str]) -> float:
+    """A judge that does not look at the crystals."""
+    return float(len(cifs))
+
+
+def failing(cifs: Sequence[str]) -> list[float]:
+    """A judge with a fault."""
+    raise KeyError("gap")
+
+
+def halving(cifs: Sequence[str]) -> list[float]:
+    """A judge without errors of its own."""
+    return [0.5] * len(cifs)
+
+
+def test_a_judge_has_to_answer_for_each_crystal() -> None:
+    texts = texts_of([metal("Cu", 3.0), metal("Cu", 4.0)])
+    settings = ConditionalSettings(below=1.0, progress=False)
+    for judge, message in (("one_answer", "one number for each of 2 crystals"), ("failing", "failed: KeyError: 'gap'")):
+        with pytest.raises(Mat2SeqError, match=message):
+            evaluate_conditional(texts, None, None, replace(settings, judge=f"{__name__}:{judge}"))
+    report, _ = evaluate_conditional(texts, None, None, replace(settings, judge=f"{__name__}:halving"))
+    assert any("states no error of its own" in note for note in report["notes"])
 
 
 def test_the_default_judge_learns_and_says_how_well() -> None:
@@ -302,6 +339,13 @@ def test_settings_out_of_range_are_refused_by_name(settings: Callable[..., objec
     settings()
     with pytest.raises(Mat2SeqError, match=rf"{next(iter(wrong))} must be|nothing is above"):
         settings(**wrong)
+
+
+@pytest.mark.parametrize(("task", "seconds"), [("csp", "60"), ("stability", "600"), ("descriptions", "300")])
+def test_help_states_the_time_limit_of_the_task(task: str, seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["evaluate", task, "--help"])
+    assert f"(default: {seconds})" in " ".join(capsys.readouterr().out.split())
 
 
 def test_every_task_has_help(capsys: pytest.CaptureFixture[str]) -> None:

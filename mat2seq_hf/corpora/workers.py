@@ -85,8 +85,8 @@ class Worker:
                 doomed[row] = content
             elif deaths[row] > 2:
                 raise Mat2SeqError(
-                    f"a worker process {content}, probably for lack of memory; start again with fewer processes "
-                    "(--num-proc): what is finished is kept"
+                    f"a worker process {content}, probably for lack of memory; start again with fewer processes: what "
+                    "is finished is kept"
                 )
 
     def close(self) -> None:

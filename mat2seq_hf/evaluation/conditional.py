@@ -96,12 +96,13 @@ def evaluate_conditional(
         judge = load_judge(settings.judge)
     else:
         judge = train_judge(labelled or [], settings.property, settings.inside, cache, **options)
+    name = getattr(judge, "name", settings.judge)
     samples = examine_all([text.cif for text in texts], canonical=True, label="reading samples", **options)
     verdicts = uniqueness_and_novelty(samples, train, **options)
     predicted = np.full(len(texts), np.nan)
     readable = [place for place, sample in enumerate(samples) if sample.readable and sample.valid_structure]
     if readable:
-        predicted[readable] = np.asarray(judge([texts[place].cif or "" for place in readable]), dtype=float)
+        predicted[readable] = _judged(judge, name, [texts[place].cif or "" for place in readable])
     success = settings.inside(predicted)
     rows = [
         {
@@ -118,10 +119,10 @@ def evaluate_conditional(
         }
         for place, (text, sample) in enumerate(zip(texts, samples, strict=True))
     ]
-    name = getattr(judge, "name", settings.judge)
     errors: dict[str, Figure] = getattr(judge, "errors", {})
     notes = [
-        f"Asked: {settings.words()}. Judge: {name}; it is no measurement, its error stands beside the success rate.",
+        f"Asked: {settings.words()}. Judge: {name}; it is no measurement, "
+        + ("its error stands beside the success rate." if errors else "and it states no error of its own."),
         "Samples without a valid structure are not judged and are no success.",
         *verdicts.notes,
     ]
@@ -135,6 +136,23 @@ def evaluate_conditional(
         "notes": notes,
     }
     return report, rows
+
+
+def _judged(judge: Judge, name: str | None, cifs: Sequence[str]) -> NDArray[np.float64]:
+    """One number for each crystal.
+
+    Raises:
+        Mat2SeqError: the judge fails, or answers something else.
+    """
+    try:
+        values = np.asarray(judge(cifs), dtype=np.float64)
+    except Exception as error:  # a judge can be anybody's code
+        raise Mat2SeqError(f"the judge {name} failed: {type(error).__name__}: {error}") from error
+    if values.shape != (len(cifs),):
+        raise Mat2SeqError(
+            f"the judge {name} must give one number for each of {len(cifs)} crystals, not {values.shape}"
+        )
+    return values
 
 
 def _figures(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:

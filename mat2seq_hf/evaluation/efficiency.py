@@ -48,7 +48,8 @@ def evaluate_efficiency(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Sample for the compositions of some crystals, one prompt after the other, and take the time.
 
-    Writing and judging the CIFs is not part of it; one prompt is sampled before, to warm up.
+    The time is that of the pipeline, which also describes each sample (CIF, canonical sequence, charges); the checks
+    behind "valid" are not part of it. One prompt is sampled before, to warm up.
 
     Args:
         references: crystals whose primitive compositions are the prompts.

@@ -148,21 +148,27 @@ def evaluate_literature(
         }
         for (number, formula, text), sample, outcome in zip(placed, samples, outcomes, strict=True)
     ]
+    figures, missing = _figures(rows, [compound.formula for compound in compounds], len(runs))
     with_truth = [compound.formula for compound in compounds if compound.truth is not None]
+    if with_truth:
+        matched = {row["prompt_id"] for row in rows if row["match"]}
+        figures["matched"] = share(formula in matched for formula in with_truth)
     report = {
         "settings": asdict(settings),
         "counts": {
             "compounds": len(compounds),
             "runs": len(runs),
             "samples": len(rows),
+            "samples_missing": missing,
             "samples_of_other_formulas": sum(len(run) for run in runs) - len(rows),
             "timeouts": sum(row["outcome"] == "timeout" for row in rows),
         },
-        "figures": _figures(rows, len(runs), with_truth),
+        "figures": figures,
         "reasons": kinds_of_reasons(rows),
         "tables": {"compounds": _by_compound(rows, compounds)},
         "notes": [
             "Valid: readable, the asked formula, charge-neutral (smact) and no two atoms within 0.5 angstrom.",
+            "In each run every compound has as many samples as the compound with most; missing ones are not valid.",
             "The mean over runs and its standard deviation (n - 1) are of the shares of each run.",
         ],
     }
@@ -173,15 +179,21 @@ def _counts_as_valid(row: dict[str, Any]) -> bool:
     return bool(row["valid"] and row["formula_right"])
 
 
-def _figures(rows: Sequence[dict[str, Any]], n_runs: int, with_truth: Sequence[str]) -> dict[str, Figure]:
-    shares = []
+def _figures(rows: Sequence[dict[str, Any]], formulas: Sequence[str], n_runs: int) -> tuple[dict[str, Figure], int]:
+    """Figures, and how many samples are missing."""
+    shares, missing = [], 0
+    groups: dict[str, list[float]] = {formula: [] for formula in formulas}
     for number in range(n_runs):
-        valid = [_counts_as_valid(row) for row in rows if row["run"] == number]
-        shares.append(sum(valid) / len(valid))
+        own: dict[str, list[float]] = {formula: [] for formula in formulas}
+        for row in rows:
+            if row["run"] == number:
+                own[row["prompt_id"]].append(float(_counts_as_valid(row)))
+        asked = max(map(len, own.values()))
+        shares.append(sum(map(sum, own.values())) / (asked * len(formulas)))
+        for formula, valid in own.items():
+            groups[formula] += [*valid, *[0.0] * (asked - len(valid))]
+            missing += asked - len(valid)
     deviation = statistics.stdev(shares) if n_runs > 1 else None
-    groups: dict[str, list[float]] = {}
-    for row in rows:
-        groups.setdefault(row["prompt_id"], []).append(float(_counts_as_valid(row)))
     figures: dict[str, Figure] = {
         "readable": share(row["readable"] for row in rows),
         "formula_right": share(row["formula_right"] for row in rows),
@@ -190,10 +202,7 @@ def _figures(rows: Sequence[dict[str, Any]], n_runs: int, with_truth: Sequence[s
         "valid_mean": {"value": statistics.fmean(shares), "low": None, "high": None, "n": n_runs},
         "valid_deviation": {"value": deviation, "low": None, "high": None, "n": n_runs},
     }
-    if with_truth:
-        matched = {row["prompt_id"] for row in rows if row["match"]}
-        figures["matched"] = share(formula in matched for formula in with_truth)
-    return figures
+    return figures, missing
 
 
 def _by_compound(rows: Sequence[dict[str, Any]], compounds: Sequence[Compound]) -> list[dict[str, Any]]:

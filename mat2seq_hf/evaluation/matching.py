@@ -86,8 +86,9 @@ def _may_shrink(structure: Structure) -> bool:
     before it looks closer. In very short cells a vector of the smaller lattice can be taken for zero; these are left
     to the search.
     """
-    numbers = np.array(structure.atomic_numbers)
-    elements, counts = np.unique(numbers, return_counts=True)
+    # By symbol, as in pymatgen: of equally rare elements the first one decides which translations are tried.
+    symbols = np.array([site.species_string for site in structure])
+    elements, counts = np.unique(symbols, return_counts=True)
     units = math.gcd(*counts.tolist())
     if units == 1:
         return False
@@ -95,10 +96,10 @@ def _may_shrink(structure: Structure) -> bool:
     if (tolerance * units >= 1).any():
         return True
     coords = structure.frac_coords
-    fewest = coords[numbers == elements[np.argmin(counts)]]
+    fewest = coords[symbols == elements[np.argmin(counts)]]
     shifts = fewest[1:] - fewest[0]
     for element in elements:
-        group = coords[numbers == element]
+        group = coords[symbols == element]
         apart = group[None, :, None, :] - group[None, None, :, :] - shifts[:, None, None, :]
         near = (np.abs(apart - np.round(apart)) <= 2 * tolerance * _SLACK).all(axis=3)
         shifts = shifts[near.any(axis=1).all(axis=1)]

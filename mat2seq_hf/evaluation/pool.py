@@ -86,8 +86,9 @@ class Pool:
 
     Args:
         processes: how many at once; the results do not depend on it.
-        timeout: seconds of processor time for one task; a worker that takes more is killed. A few quick tasks run in
-            this process, where an alarm ends them (as soon as they are in Python code).
+        timeout: seconds for one task: of processor time in a worker, which is killed if it takes more. A few quick
+            tasks run in this process, where the wall clock counts and an alarm ends them (as soon as they are in Python
+            code).
     """
 
     def __init__(self, *, processes: int = 1, timeout: float = 60.0) -> None:

@@ -129,7 +129,7 @@ def plot_report(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], pa
     elif distances := [row["rms"] for row in rows if row.get("rms") is not None]:
         _plot_histogram(right, distances, "RMS distance of the matched, (V/N)^(1/3)")
     elif predicted := [row["predicted"] for row in rows if row.get("predicted") is not None]:
-        _plot_histogram(right, predicted, "band gap by the judge (eV)")
+        _plot_histogram(right, predicted, f"{report['settings']['property']} by the judge (in the unit of the labels)")
     elif groups := [row["space_group"] for row in rows if row.get("space_group") is not None]:
         _plot_histogram(right, groups, "space-group number")
     else:

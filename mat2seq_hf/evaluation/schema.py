@@ -80,9 +80,9 @@ LABELS: dict[str, str] = {
     "elements_distance": "distance of element counts (Wasserstein)",
     "space_group_distance": "distance of space-group frequencies (total variation)",
     "stable": "share stable (on or below the hull)",
-    "metastable": "share within 0.1 eV/atom of the hull",
+    "metastable": "share metastable (within the asked energy of the hull)",
     "sun": "S.U.N.: share stable, unique and novel",
-    "msun": "share within 0.1 eV/atom of the hull, unique and novel",
+    "msun": "share metastable, unique and novel",
     "converged": "share of relaxations that converged",
     "e_above_hull": "mean energy above the hull (eV/atom)",
     "relaxation_rmse": "mean RMS distance between sample and relaxed crystal",
@@ -129,9 +129,15 @@ def share(values: Iterable[bool]) -> Figure:
     if not n:
         return {"value": None, "low": None, "high": None, "n": 0}
     p = sum(items) / n
+    low, high = _wilson(p, n)
+    return {"value": p, "low": low, "high": high, "n": n}
+
+
+def _wilson(p: float, n: float) -> tuple[float, float]:
+    """Interval of a share p of n independent observations (Wilson, JASA 22 (1927) 209); never of zero width."""
     middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n * n)) / (1 + _Z**2 / n)
-    return {"value": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "n": n}
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def mean(values: Iterable[float]) -> Figure:
@@ -143,7 +149,8 @@ def clustered_mean(groups: Sequence[Sequence[float]]) -> Figure:
     """Mean over all values with an interval for values that come in groups, such as the samples of one prompt.
 
     Samples of one prompt resemble each other, so that they tell less than as many samples of different prompts: the
-    variance is that between groups.
+    variance is that between groups. The interval of a share is Wilson's for as many independent observations as have
+    that variance; where all are 0 or all are 1, for as many as there are groups.
     """
     kept = [np.asarray(group, dtype=float) for group in groups if len(group)]
     n = sum(len(group) for group in kept)
@@ -156,7 +163,8 @@ def clustered_mean(groups: Sequence[Sequence[float]]) -> Figure:
     error = math.sqrt(float((residuals**2).sum()) * len(kept) / (len(kept) - 1)) / n
     low, high = value - _Z * error, value + _Z * error
     if all(np.isin(group, (0.0, 1.0)).all() for group in kept):  # a share
-        low, high = max(0.0, low), min(1.0, high)
+        spread = value * (1 - value)
+        low, high = _wilson(value, min(n, spread / error**2) if spread and error else len(kept))
     return {"value": value, "low": low, "high": high, "n": n}
 
 

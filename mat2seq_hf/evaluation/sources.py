@@ -38,7 +38,7 @@ class SampleText:
 
     Attributes:
         prompt_id: what it answers; "" where that is not known.
-        index: number among the samples of its prompt.
+        index: number among the samples of its prompt, from 0; -1 where it has none.
         cif: text, None if there is none.
         reason: why there is none.
         source: file and row or member.
@@ -67,9 +67,10 @@ def read_samples(inputs: Sequence[str | Path]) -> list[SampleText]:
 
     Files and archives are listed as for a corpus, see :func:`~..corpora.sources.read_rows`: hidden files are left out,
     others are counted in a warning, and ``.gz`` is unpacked. A table has a column ``cif``; ``prompt_id`` (or
-    ``material_id`` or ``id``) and ``sample_index`` place a row. The
-    samples.parquet of this package is such a table. A CIF file is placed by its name, ``ID__1.cif`` or ``ID_1.cif``,
-    or, if that gives no number, by its folder, ``ID/1.cif``. Archives are read in memory, nothing is extracted.
+    ``material_id`` or ``id``) and ``sample_index`` place a row. The samples.parquet of this package is such a table,
+    and of a folder that has one nothing else is read. A CIF file is placed by its name, ``ID__1.cif`` or ``ID_1.cif``,
+    or, if that gives no number, by its folder, ``ID/1.cif``; where no name of a folder or archive has the number 0,
+    they count from 1. Archives are read in memory, nothing is extracted.
 
     Raises:
         Mat2SeqError: an input does not exist, is of no known kind, or holds no samples.
@@ -113,8 +114,8 @@ def _cif(name: str, open_one: Callable[[], BinaryIO]) -> SampleText:
     elif stem.isdecimal() and folders:
         prompt, index = folders[-1], int(stem)
     else:
-        prompt, index = stem, 0
-    return SampleText(prompt, index if index < 2**31 else 0, text, reason, name)
+        prompt, index = stem, -1
+    return SampleText(prompt, index if index < 2**31 else -1, text, reason, name)
 
 
 def _text(open_one: Callable[[], BinaryIO]) -> tuple[str | None, str | None]:
@@ -131,15 +132,30 @@ def _text(open_one: Callable[[], BinaryIO]) -> tuple[str | None, str | None]:
         return None, f"cannot be read: {said(error)}"
 
 
+def _from_0(samples: Sequence[SampleText]) -> Sequence[SampleText]:
+    """Samples placed by their names; where none has the number 0, names count from 1."""
+    numbers = [sample.index for sample in samples if sample.index >= 0]
+    if not numbers or min(numbers) == 0:
+        return samples
+    return [replace(sample, index=sample.index - 1) if sample.index > 0 else sample for sample in samples]
+
+
 def _folder(path: Path) -> Iterator[SampleText]:
-    """The parquet tables of a folder, then its CIFs."""
+    """The samples.parquet of a folder; otherwise its parquet tables or its CIFs."""
+    if (path / "samples.parquet").is_file():  # parts and CIFs beside it are the same samples
+        yield from _table(path / "samples.parquet")
+        return
     files = folder_files(path)
     tables = [file for file in files if file.suffix.lower() == ".parquet"]
     cifs = [file for file in files if _is_cif(file.name)]
+    if tables and cifs:
+        raise Mat2SeqError(
+            f"{path} holds tables ({tables[0].name}) and CIFs ({cifs[0].name}), which may be the same samples: name "
+            "those that are meant"
+        )
     for file in tables:
         yield from _table(file)
-    for file in cifs:
-        yield _cif(file.relative_to(path).as_posix(), partial(open_file, file))
+    yield from _from_0([_cif(file.relative_to(path).as_posix(), partial(open_file, file)) for file in cifs])
     warn_left_out([file.name for file in files if file not in {*tables, *cifs}])
 
 
@@ -155,7 +171,7 @@ def _archive(path: Path) -> Iterator[SampleText]:
     except BROKEN as error:
         raise Mat2SeqError(f"{path.name} cannot be read as an archive: {said(error)}") from error
     warn_left_out(skipped, path.name)
-    yield from sorted(samples, key=lambda sample: sample.source)
+    yield from _from_0(sorted(samples, key=lambda sample: sample.source))
 
 
 def _records(path: Path) -> tuple[list[str], Iterator[dict[str, Any] | str]]:
@@ -199,8 +215,9 @@ def _table(path: Path) -> Iterator[SampleText]:
 
 
 def assign_prompts(samples: Sequence[SampleText], known: Collection[str]) -> list[SampleText]:
-    """Samples of known prompts, numbered from 0 in the order given.
+    """Samples of known prompts with the numbers they have, so that what is missing stays missing.
 
+    Samples without a number, or with one that another sample of the prompt has, get the numbers after the largest.
     A file named ``mp-12_3.cif`` is sample 3 of ``mp-12`` unless ``mp-12_3`` is itself a known prompt.
 
     Raises:
@@ -213,21 +230,28 @@ def assign_prompts(samples: Sequence[SampleText], known: Collection[str]) -> lis
         if sample.prompt_id in known:
             placed.append(sample)
         elif stem in known:
-            placed.append(replace(sample, prompt_id=stem, index=0))
+            placed.append(replace(sample, prompt_id=stem, index=-1))
     if not placed:
         asked = ", ".join(sorted({sample.prompt_id for sample in samples})[:3])
         raise Mat2SeqError(
             f"no sample answers a crystal of the reference: samples are for {asked} ..., "
             f"the reference has {', '.join(sorted(known)[:3])} ..."
         )
-    placed.sort(key=lambda sample: (sample.prompt_id, sample.index))
-    counts: dict[str, int] = {}
-    numbered = []
+    numbered: dict[tuple[str, int], SampleText] = {}
+    without = []
     for sample in placed:
-        index = counts.get(sample.prompt_id, 0)
-        counts[sample.prompt_id] = index + 1
-        numbered.append(replace(sample, index=index))
-    return numbered
+        if sample.index < 0 or (sample.prompt_id, sample.index) in numbered:
+            without.append(sample)
+        else:
+            numbered[sample.prompt_id, sample.index] = sample
+    following: dict[str, int] = {}
+    for prompt, index in numbered:
+        following[prompt] = max(following.get(prompt, 0), index + 1)
+    for sample in without:
+        index = following.get(sample.prompt_id, 0)
+        following[sample.prompt_id] = index + 1
+        numbered[sample.prompt_id, index] = replace(sample, index=index)
+    return [numbered[place] for place in sorted(numbered)]
 
 
 def read_references(path: str | Path, ids: str | Path | None = None) -> list[Reference]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ..sequence import scheme_fingerprint
 from . import pool
 from .crystals import Examined, examine_all, read_structure
 from .csp import kinds_of_reasons
-from .denovo import counts_of, uniqueness_and_novelty
+from .denovo import Verdicts, counts_of, uniqueness_and_novelty
 from .hull import Hull, Store, read_corpus_by_system
 from .matching import Matcher
 from .potential import CHGNET, RelaxSettings, load_calculator, potential_name, relax
@@ -117,7 +118,6 @@ def evaluate_stability(
     after = examine_all(
         [item["cif"] if item else None for item, _ in relaxed], canonical=True, label="reading relaxed", **options
     )
-    verdicts = uniqueness_and_novelty(after, train, **options)
     hull = Hull(
         systems,
         Store(Path(cache) / "single_points.jsonl"),
@@ -127,13 +127,14 @@ def evaluate_stability(
     )
     compositions = [read_structure(item["cif"]).composition if item else None for item, _ in relaxed]
     on_hull = hull.prepare({frozenset(e.symbol for e in c.elements) for c in compositions if c is not None})
+    above = [
+        hull.above(composition, item["energy_per_atom"]) if item is not None and composition is not None else None
+        for (item, _), composition in zip(relaxed, compositions, strict=True)
+    ]
+    verdicts = _most_stable_first(after, above, train, options)
     rows = []
     for number, (text, sample) in enumerate(zip(texts, samples, strict=True)):
         item, outcome = relaxed[number]
-        composition = compositions[number]
-        above = None
-        if item is not None and composition is not None:
-            above = hull.above(composition, item["energy_per_atom"])
         first, last = sample.reduced, after[number].reduced
         rows.append(
             {
@@ -147,7 +148,7 @@ def evaluate_stability(
                 "converged": bool(item and item["converged"]),
                 "steps": item["steps"] if item else None,
                 "energy_per_atom": item["energy_per_atom"] if item else None,
-                "e_above_hull": above,
+                "e_above_hull": above[number],
                 "relaxation_rms": _WIDE.rms(first, last) if first is not None and last is not None else None,
                 "relaxed_cif": item["cif"] if item else None,
                 "outcome": verdicts.outcomes[number] if outcome == "ok" else outcome,
@@ -160,6 +161,8 @@ def evaluate_stability(
         "Phases that the corpus lacks are missing from the hull: an incomplete corpus makes samples look stable.",
         "The samples are relaxed with the potential and the corpus is not, which favours the samples slightly.",
         "Unique and novel are judged after relaxation; samples without a valid structure are not stable.",
+        "Of equal crystals the one of least energy above the hull is the unique one.",
+        f"Metastable: at most {settings.metastable:g} eV/atom above the hull.",
     ]
     if hull.failures or unreadable:
         notes.append(
@@ -180,6 +183,22 @@ def evaluate_stability(
         "notes": notes,
     }
     return report, rows
+
+
+def _most_stable_first(
+    samples: Sequence[Examined], above: Sequence[float | None], train: str | Path | None, options: dict[str, Any]
+) -> Verdicts:
+    """Verdicts in which of equal crystals the most stable one is the unique one, whatever the order of the samples."""
+    energies = [math.inf if energy is None else energy for energy in above]
+    order = sorted(range(len(samples)), key=energies.__getitem__)
+    found = uniqueness_and_novelty([samples[number] for number in order], train, **options)
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return replace(
+        found,
+        unique=[found.unique[place] for place in back],
+        novel=[found.novel[place] for place in back],
+        outcomes=[found.outcomes[place] for place in back],
+    )
 
 
 def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
