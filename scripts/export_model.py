@@ -1,13 +1,13 @@
 r"""Turn a checkpoint of a training run into a model folder with tokenizer, generation settings and card.
 
     python scripts/export_model.py runs/mp_20_tiny -o mat2seq_hf/default_model --plain \
-        --report report.json --facts model_cards/mp_20_tiny.json
+        --report results/mp_20_val_1000x1 --facts model_cards/mp_20_tiny.json
     python scripts/export_model.py runs/mp_20_tiny -o my-model --temperature 0.7 --top-k 10
     python scripts/export_model.py runs/mp_20_small -o my-model --dtype bfloat16 --shard-mb 15
 
 Of a run that was killed the best checkpoint is taken. ``--plain`` leaves out the copied code: a folder inside the
-package does without. A card is written where the run has its ``run_record.json`` and an evaluation report is given
-(``scripts/evaluate_generation.py --report report.json``).
+package does without. A card is written where the run has its ``run_record.json`` and an evaluation is given, the folder
+that ``mat2seq evaluate csp`` wrote.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the stored weights")
     parser.add_argument("--shard-mb", type=int, help="largest file of weights, in MB (default: one file)")
     parser.add_argument("--plain", action="store_true", help="without copied code")
-    parser.add_argument("--report", type=Path, help="evaluation report; with it a card is written")
+    parser.add_argument("--report", type=Path, help="folder of `mat2seq evaluate csp`; with it a card is written")
     parser.add_argument("--record", type=Path, help="run record (default: RUN/run_record.json)")
     parser.add_argument("--facts", type=Path, help="keep what the card was rendered from here, and a copy beside it")
     parser.add_argument("--title", default="Mat2Seq tiny, MP-20")
@@ -43,6 +43,12 @@ def parse_arguments() -> argparse.Namespace:
         default="accelerate launch scripts/train.py --recipe mp_20_tiny --train_data prepared/train "
         "--eval_data prepared/val --output_dir runs/mp_20_tiny --time_budget_minutes 72",
         help="the training command, for the card",
+    )
+    parser.add_argument(
+        "--sampling",
+        default="accelerate launch scripts/generate.py --prompts prepared/val_1000 --samples 1 --rows 64 "
+        "--output mp_20_val_1000x1",
+        help="the command that drew the samples of the report, for the card",
     )
     return parser.parse_args()
 
@@ -60,7 +66,8 @@ def main() -> None:
 
     from mat2seq_hf import build_tokenizer
     from mat2seq_hf.errors import Mat2SeqError
-    from mat2seq_hf.publishing.cards import public_record, render_model_card
+    from mat2seq_hf.evaluation.schema import load_report
+    from mat2seq_hf.publishing.cards import public_record, public_report, render_model_card
     from mat2seq_hf.publishing.folder import save_model_folder
     from mat2seq_hf.training.checkpoints import weights_folder
 
@@ -91,8 +98,8 @@ def main() -> None:
     facts = {
         "name": options.name or str(options.output),
         "title": options.title,
-        "record": {**public_record(record), "command": options.command},
-        "report": json.loads(options.report.read_text(encoding="utf-8")),
+        "record": {**public_record(record), "command": options.command, "sampling": options.sampling},
+        "report": public_report(load_report(options.report)),
     }
     card = render_model_card(**facts)
     (options.output / "README.md").write_text(str(card), encoding="utf-8")

@@ -6,7 +6,9 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-__all__ = ["public_record", "render_model_card"]
+from ..evaluation.schema import LABELS, format_figure
+
+__all__ = ["public_record", "public_report", "render_model_card"]
 
 _SETTINGS = (
     *("model_size", "optimizer", "learning_rate", "muon_learning_rate", "weight_decay", "dropout", "batching"),
@@ -57,22 +59,19 @@ _TRAINING = """\
 - software: {software}
 """
 
-_RESULTS = {
-    "finished": "samples that finish",
-    "decoded": "samples that decode to a crystal",
-    "composition": "asked composition, of the finished",
-    "valid": "valid (finished, composition, no two atoms within 0.5 angstrom)",
-    "match": "match rate, one sample",
-    "match_any": "match rate, any of the samples",
-}
+_FIGURES = (
+    *("match_1", "match_k", "rmse_1", "rmse_k", "match_1_valid", "match_k_valid", "metre", "formula_right"),
+    *("space_group_right", "valid_structure", "valid_composition", "valid"),
+)
 
 _METHOD = """\
-The prompt is the composition of the primitive cell and nothing else; StructureMatcher ltol 0.3, stol 0.5, angle_tol 10;
-no sample is filtered or picked. Standard errors are over samples (any of: over formulas). Commands:
+{place}. The prompt is the composition of the primitive cell and nothing else; StructureMatcher ltol {ltol:g}, stol
+{stol:g}, angle_tol {angle_tol:g}; no sample is filtered or picked, missing ones are misses; intervals are 95 %. Commands:
 
 ```bash
-{evaluation}
 {training}
+{sampling}
+{evaluation}
 ```
 """
 
@@ -106,13 +105,18 @@ def _results(record: dict[str, Any], report: dict[str, Any]) -> str:
         (f"validation, bits per structure ({validation['crystals']:,} crystals)", f"{bits:.1f} +- {error:.1f}"),
         ("the same of a unigram model", f"{results['unigram_bits_per_structure']:.1f}"),
     ]
-    place = f"{report['corpus']}, {report['crystals']} random formulas x {report['samples']}"
-    for key, label in _RESULTS.items():
-        share, error = report[key]
-        rows.append((f"{label} ({place})", f"{100 * share:.1f} % +- {100 * error:.1f}"))
-    rows.append(("RMSE of the matched, in units of (V/N)^(1/3)", f"{report['rmse']:.4f}"))
+    figures = {name: report["figures"][name] for name in _FIGURES if name in report["figures"]}
+    if report["settings"]["samples"] == 1:  # then one sample and any of k are the same
+        figures = {name: figure for name, figure in figures.items() if "_k" not in name}
+    rows += [(LABELS[name], format_figure(name, figure)) for name, figure in figures.items()]
     table = ["| what | figure |", "|---|---|", *(f"| {what} | {figure} |" for what, figure in rows)]
-    method = _METHOD.format(evaluation=report["command"], training=record["command"])
+    method = _METHOD.format(
+        place=report["name"],
+        sampling=record["sampling"],
+        evaluation=report["command"],
+        training=record["command"],
+        **report["settings"],
+    )
     return "\n".join(["## Results", "", *table, "", method])
 
 
@@ -127,6 +131,11 @@ _LIMITS = """\
 - The match rate above is on validation crystals; random splits of Materials Project data share structure types with the
   training split.
 """
+
+
+def public_report(report: dict[str, Any]) -> dict[str, Any]:
+    """What a card needs of the ``report.json`` of ``mat2seq evaluate csp``."""
+    return {key: report[key] for key in ("name", "command", "settings", "figures")}
 
 
 def public_record(record: dict[str, Any]) -> dict[str, Any]:
@@ -147,8 +156,9 @@ def render_model_card(record: dict[str, Any], report: dict[str, Any], *, name: s
     """The card of a model.
 
     Args:
-        record: :func:`public_record` of its training run, with the training command under ``command``.
-        report: what ``scripts/evaluate_generation.py --report`` wrote.
+        record: :func:`public_record` of its training run, with the commands that trained it and drew the samples under
+            ``command`` and ``sampling``.
+        report: :func:`public_report` of its evaluation.
         name: repository, such as ``"org/model"``, or folder that snippets load it from.
         title: heading of the card.
 
