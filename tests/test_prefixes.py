@@ -71,6 +71,20 @@ def test_all_fields_stand_in_front_in_the_order_of_the_vocabulary(tmp_path: Path
     assert [len(examples.example(index)[0]) for index in range(3)] == examples.lengths.tolist()
 
 
+@pytest.mark.parametrize("fields", [["band_gap"], ["band_gap", "space_group"], FIELDS])
+@pytest.mark.parametrize("dropout", [0.0, 0.25, 0.5, 1.0])
+def test_the_dropout_is_the_share_of_crystals_without_any_field(
+    tmp_path: Path, fields: list[str], dropout: float
+) -> None:
+    corpus = load(write(tmp_path / "data"), fields)
+    draw = PrefixDraw(corpus.fields, dropout, seed=3)
+    shown = [words(draw.ids(0, epoch)) for epoch in range(2000)]
+    assert shown.count("") / len(shown) == pytest.approx(dropout, abs=0.04)
+    every = words(draw.prefix(0, list(corpus.fields)))
+    assert len(set(shown) - {""}) == (0 if dropout == 1 else 1 if dropout == 0 else 2 ** len(fields) - 1)
+    assert (every in shown) == (dropout < 1)
+
+
 def test_each_crystal_shows_each_subset_of_its_fields_and_often_none(tmp_path: Path) -> None:
     corpus = load(write(tmp_path / "data"), ["band_gap", "space_group"])
     draw = PrefixDraw(corpus.fields, 0.5, seed=1)
@@ -81,7 +95,8 @@ def test_each_crystal_shows_each_subset_of_its_fields_and_often_none(tmp_path: P
         "band_gap= +5.00 |",
         "space_group= [Fm-3m] band_gap= +5.00 |",
     }
-    assert 0.55 < shown.count("") / len(shown) < 0.7  # 1/2, and a quarter of the other half
+    assert 0.45 < shown.count("") / len(shown) < 0.55
+    assert all(shown.count(text) / len(shown) == pytest.approx(1 / 6, abs=0.04) for text in set(shown) - {""})
     assert shown == [words(PrefixDraw(corpus.fields, 0.5, seed=1).ids(0, epoch)) for epoch in range(800)]
     assert shown != [words(PrefixDraw(corpus.fields, 0.5, seed=2).ids(0, epoch)) for epoch in range(800)]
 

@@ -219,6 +219,25 @@ def test_a_time_budget_ends_the_run_and_the_used_time_survives_a_restart(
     assert again.factor() > schedule.factor() == pytest.approx(0.51, abs=0.01)
 
 
+def test_a_slow_first_step_does_not_use_up_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    state: dict[str, object] = {}
+    rates = []
+    for _ in range(2):  # starts of one run
+        schedule = TimeBudgetSchedule(optimizer, budget=360.0)
+        schedule.load_state_dict({**schedule.state_dict(), **state})
+        for seconds in (45.0, 1.0, 1.0):  # a model is compiled in the first step
+            clock[0] += seconds
+            optimizer.step()
+            schedule.step()
+            rates.append(optimizer.param_groups[0]["lr"])
+        state = {"used": schedule.used}
+    share = 1 / 7.2  # of a warm-up of 0.02 * 360 s
+    assert rates == pytest.approx([0.01, share, 2 * share, 2 * share, 3 * share, 4 * share])
+
+
 def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
     for step, state in ((9, '{"global_step": 9}'), (10, '{"global_step": 10}'), (20, '{"global_st')):
         (tmp_path / f"checkpoint-{step}").mkdir()

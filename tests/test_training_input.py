@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from test_prefixes import TEXTS
 from test_prefixes import write as write_crystals
 from test_training import SCHEME, _model, _sequences, _write_corpus, run_arguments
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from mat2seq_hf.corpora.schema import shard_paths
 from mat2seq_hf.errors import Mat2SeqError, SchemeMismatchError
@@ -125,12 +125,57 @@ def test_a_checkpoint_with_a_file_missing_or_cut_short_is_passed_over(tmp_path: 
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
 
 
+def test_a_run_with_a_limit_of_steps_and_one_of_time_ends_at_the_first_and_stays(
+    run_arguments: list[str], tmp_path: Path
+) -> None:
+    arguments = [*run_arguments, f"--output_dir={tmp_path / 'run'}", "--resume_from_checkpoint=auto", "--max_steps=4"]
+    for _ in range(2):
+        assert train(parse_config([*arguments, "--time_budget_minutes=10"]))["steps"] == 4
+
+
 @pytest.mark.parametrize(
-    "option", ["--eval_crystals=0", "--sample_temperature=0", "--batch_tokens=-1", "--optimizer=sgd", "--batching=no"]
+    "option",
+    [
+        *("--eval_crystals=0", "--sample_temperature=0", "--batch_tokens=-1", "--optimizer=sgd", "--batching=no"),
+        *("--time_budget_minutes=0", "--time_budget_minutes=nan", "--gradient_accumulation_steps=0"),
+    ],
 )
 def test_impossible_settings_are_named_before_anything_is_read(option: str, tmp_path: Path) -> None:
     with pytest.raises(Mat2SeqError, match=option[2:].split("=", maxsplit=1)[0]):
         _config("--train_data=a", f"--output_dir={tmp_path}", option)
+
+
+def test_settings_that_do_not_go_together_are_refused_with_a_reason(tmp_path: Path) -> None:
+    common = ["--train_data=a", f"--output_dir={tmp_path}"]
+    with pytest.raises(Mat2SeqError, match=r"go together: .*multiple of the evaluation steps"):
+        _config(*common, "--save_steps=50")
+    with pytest.raises(Mat2SeqError, match=r"warmup_steps is 100\.0; with a time budget"):
+        _config(*common, "--warmup_steps=100", "--time_budget_minutes=6")
+    assert _config(*common, "--warmup_steps=100").warmup_steps == 100
+
+
+@pytest.mark.parametrize("name", ["eval_strategy", "save_strategy"])
+def test_a_run_without_evaluation_or_checkpoints_needs_no_other_option(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"extends: tiny\nprefix_fields: band_gap\n{name}: no\n")
+    common = ["--train_data=a", f"--output_dir={tmp_path}"]
+    for config in (_config(*common, f"--{name}=no"), _config("--recipe", str(tmp_path / "mine.yaml"), *common)):
+        assert getattr(config, name) == "no"
+        assert not config.load_best_model_at_end
+    assert config.prefix_fields == ["band_gap"]
+
+
+@pytest.mark.parametrize(
+    ("has", "options", "used"),
+    [(True, [], True), (True, ["--bf16=false"], False), (True, ["--fp16"], False), (False, [], False)],
+)
+def test_bf16_is_used_where_the_gpu_has_it_unless_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, has: bool, options: list[str], used: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: has)
+    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda _: None)  # it would ask for the GPU itself
+    config = parse_config(["--report_to=none", "--train_data=a", f"--output_dir={tmp_path}", *options])
+    assert config.bf16 is used
 
 
 # --- corpora ------------------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ _LEAST = {
     "sample_temperature": 1e-3,
     "sample_top_k": 0,
     "dropout": 0.0,
+    "gradient_accumulation_steps": 1,
+    "time_budget_minutes": 1e-3,
     "muon_learning_rate": 0.0,
 }
 _NAMES = {"optimizer": ("adamw", "muon"), "batching": ("auto", "bucketed", "packed")}
@@ -62,7 +64,10 @@ class TrainConfig(TrainingArguments):
         metadata={"help": "fields that stand before the formula, such as space_group band_gap; default: none"},
     )
     prefix_dropout: float = field(
-        default=0.5, metadata={"help": "probability that a crystal comes without any prefix field"}
+        default=0.5,
+        metadata={
+            "help": "share of the crystals that come without any prefix field, the others with some; 0: always all"
+        },
     )
     loss_on: str = field(
         default="all",
@@ -108,22 +113,45 @@ class TrainConfig(TrainingArguments):
     greater_is_better: bool | None = False
     report_to: None | str | list[str] = "auto"  # noqa: RUF036 - the only order that HfArgumentParser reads
     remove_unused_columns: bool = False
+    bf16: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "bf16 arithmetic; default: on a GPU that has it, unless fp16 is asked for"}
+    )
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            if not getattr(self, name) >= least:
-                raise Mat2SeqError(f"{name} is {getattr(self, name)!r}, it must be at least {least}")
-        for name, names in _NAMES.items():
-            if getattr(self, name) not in names:
-                raise Mat2SeqError(f"{name} {getattr(self, name)!r} is not one of {', '.join(names)}")
+        self._check()
         if self.report_to == "auto":
             self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+        for name in ("eval_strategy", "save_strategy"):
+            if getattr(self, name) in {False, "no"}:  # YAML reads no as False
+                setattr(self, name, "no")
+                self.load_best_model_at_end = False
         on_gpu = torch.cuda.is_available() and not self.use_cpu
-        self.bf16 = self.bf16 or (on_gpu and not self.fp16)
+        if self.bf16 is None:
+            self.bf16 = on_gpu and not self.fp16 and torch.cuda.is_bf16_supported()
         self.torch_compile = self.torch_compile and on_gpu  # recipes ask for it; on a CPU it does not pay
         if self.batching == "auto":
             self.batching = "packed" if on_gpu else "bucketed"
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        try:
+            super().__post_init__()  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            raise Mat2SeqError(f"settings that do not go together: {error}") from error
+
+    def _check(self) -> None:
+        """Refuse what no run can be made with; see :func:`parse_config`."""
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise Mat2SeqError(f"{name} is {value!r}, it must be at least {least}")
+        for name, names in _NAMES.items():
+            if getattr(self, name) not in names:
+                raise Mat2SeqError(f"{name} {getattr(self, name)!r} is not one of {', '.join(names)}")
+        if self.time_budget_minutes is not None and not 0 <= self.warmup_steps < 1:
+            raise Mat2SeqError(
+                f"warmup_steps is {self.warmup_steps!r}; with a time budget it must be a share of it, from 0 to below 1"
+            )
+        given: object = self.prefix_fields
+        if isinstance(given, str):  # a recipe with a single word
+            self.prefix_fields = given.split()
 
 
 def _recipe_of(arguments: Sequence[str]) -> str | None:
@@ -139,7 +167,8 @@ def parse_config(arguments: Sequence[str]) -> TrainConfig:
     """Configuration from command-line arguments over a recipe over the defaults.
 
     Raises:
-        Mat2SeqError: unknown recipe, a field that does not exist, or nothing to train on.
+        Mat2SeqError: unknown recipe, a field that does not exist, an impossible value, values that do not go together,
+            or nothing to train on.
 
     Example:
         >>> config = parse_config(["--recipe", "mp_20_tiny", "--train_data", "a"])

@@ -23,7 +23,6 @@ from ..vocabulary import END_OF_FIELDS, FIELDS, NUMERIC_FIELDS, UNKNOWN_VALUE, g
 __all__ = ["FieldTokens", "PrefixDraw", "check_fields", "field_tokens"]
 
 _LARGEST = 100.0  # values from here on have no words
-_KEPT = 0.5  # of the fields of a crystal that gets any
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,8 @@ class PrefixDraw:
 
     Args:
         fields: in the order of the vocabulary.
-        dropout: probability that a crystal shows none; otherwise it shows each with probability 1/2.
+        dropout: probability that a crystal shows none; otherwise it shows some, each choice of one or more of them
+            being equally likely. At 0 it always shows all.
         seed: of the draw.
     """
 
@@ -131,8 +131,9 @@ class PrefixDraw:
         generator = np.random.default_rng([self.seed, epoch, index])
         if generator.random() < self.dropout:
             return []
-        shown = generator.random(len(self.fields)) < (_KEPT if self.dropout else 1.0)
-        return self.prefix(index, [name for name, show in zip(self.fields, shown, strict=True) if show])
+        every = 2 ** len(self.fields) - 1
+        shown = int(generator.integers(1, every, endpoint=True)) if self.dropout else every  # one bit for each field
+        return self.prefix(index, [name for bit, name in enumerate(self.fields) if shown >> bit & 1])
 
     def prefix(self, index: int, names: Sequence[str]) -> list[int]:
         """Tokens of the fields ``names``, end of fields included."""

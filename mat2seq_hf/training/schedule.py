@@ -21,7 +21,8 @@ class TimeBudgetSchedule(LRScheduler):
     """Warm-up, then a cosine, over the share of ``budget`` seconds that training has used.
 
     The used time is part of the state, so a run that is killed and resumed goes on where it was; time between the two
-    does not count, and the budget may be given anew. With several processes the clock of the first one counts.
+    does not count, and the budget may be given anew. Nor does the first step after each start count: a model is
+    compiled in it, which would skip the warm-up. With several processes the clock of the first one counts.
     """
 
     def __init__(self, optimizer: Optimizer, budget: float, warmup: float = 0.02) -> None:
@@ -30,6 +31,7 @@ class TimeBudgetSchedule(LRScheduler):
         self.used = 0.0
         self._mark: float | None = None
         super().__init__(optimizer)
+        self._mark = None  # torch's constructor calls step()
 
     @property
     def progress(self) -> float:

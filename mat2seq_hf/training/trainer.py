@@ -15,7 +15,6 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerState, set_seed
-from transformers.trainer_utils import SaveStrategy
 
 from ..errors import Mat2SeqError
 from ..sampling import SamplingSettings
@@ -133,7 +132,7 @@ class CrystalTrainer(Trainer):
             schedule = TimeBudgetSchedule(
                 cast("torch.optim.Optimizer", getattr(chosen, "optimizer", chosen)),
                 60.0 * self.config.time_budget_minutes,
-                self.config.warmup_steps if self.config.warmup_steps < 1 else 0.02,
+                self.config.warmup_steps,
             )
             self.lr_scheduler = cast("LambdaLR", schedule)  # the Trainer only steps it and saves it
             self._created_lr_scheduler = True
@@ -209,8 +208,9 @@ def _checkpoint_to_resume(config: TrainConfig) -> str | None:
 
 def _is_finished(trainer: CrystalTrainer, checkpoint: str) -> bool:
     """Whether the run that left this checkpoint has nothing more to do."""
-    if trainer.config.time_budget_minutes is not None:
-        return used_seconds(checkpoint) >= 60.0 * trainer.config.time_budget_minutes
+    budget = trainer.config.time_budget_minutes
+    if budget is not None and used_seconds(checkpoint) >= 60.0 * budget:
+        return True
     return int((read_state(checkpoint) or {})["global_step"]) >= trainer.planned_steps
 
 
@@ -270,8 +270,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
     )
     if config.time_budget_minutes is not None:
         config.num_train_epochs = 1_000_000  # the clock ends the run
-    if config.save_strategy == SaveStrategy.NO:
-        config.load_best_model_at_end = False
     chosen = np.random.default_rng(0).permutation(len(data.validation))[: config.eval_crystals]
     trainer = CrystalTrainer(model, config, data.batches, data.validation.select(np.sort(chosen)))
     if checkpoint is not None and _is_finished(trainer, checkpoint):
