@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from test_prefixes import TEXTS
 from test_prefixes import write as write_crystals
 from test_training import SCHEME, _model, _sequences, _write_corpus, run_arguments
-from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 
 from mat2seq_hf.corpora.schema import shard_paths
 from mat2seq_hf.errors import Mat2SeqError, SchemeMismatchError
@@ -23,13 +23,13 @@ from mat2seq_hf.sampling import SamplingSettings
 from mat2seq_hf.training.checkpoints import last_complete_checkpoint
 from mat2seq_hf.training.config import TrainConfig, parse_config
 from mat2seq_hf.training.data import Examples, load_corpus
-from mat2seq_hf.training.models import SHIPPED, build_model
+from mat2seq_hf.training.models import SHIPPED, build_model, keep_largest_cell
 from mat2seq_hf.training.monitor import SampleMonitor
 from mat2seq_hf.training.recipes import load_recipe
 from mat2seq_hf.training.sources import load_data
 from mat2seq_hf.training.streaming import StreamedBatches, group_shards
 from mat2seq_hf.training.trainer import train
-from mat2seq_hf.vocabulary import TOKENS
+from mat2seq_hf.vocabulary import BOS, EOS, TOKEN_IDS, TOKENS, tokenize
 
 __all__ = ["run_arguments"]
 
@@ -64,6 +64,39 @@ def test_a_run_whose_time_is_used_up_changes_nothing(run_arguments: list[str], t
     before = _bytes(tmp_path / "run")
     assert train(parse_config(arguments))["steps"] == steps
     assert _bytes(tmp_path / "run") == before
+
+
+def test_a_run_goes_on_with_the_data_weights_and_settings_it_began_with(
+    run_arguments: list[str], tmp_path: Path
+) -> None:
+    arguments = [*run_arguments, f"--output_dir={tmp_path / 'run'}", "--resume_from_checkpoint=auto"]
+    arguments += ["--max_steps=4"]
+    train(parse_config(arguments))
+    before = _bytes(tmp_path / "run")
+    other = _write_corpus(tmp_path / "other", _sequences(60, seed=2))
+    _saved(tmp_path / "shallow")
+    weights = _model()
+    torch.nn.init.zeros_(weights.transformer.wpe.weight)
+    weights.save_pretrained(tmp_path / "zeros")
+    for option, difference in (
+        (f"--train_data={other}", r"train_data was '60 crystals, .*' and is now '60 crystals,"),
+        (f"--eval_data={other}", r"eval_data was '10 crystals, .*' and is now '60 crystals,"),
+        (f"--init_from={tmp_path / 'shallow'}", r"model was 'gpt2 of .*; init_from was "),
+        (f"--init_from={tmp_path / 'zeros'}", r"run: init_from was 'weights .*' and is now 'weights "),
+        ("--optimizer=muon", "optimizer was 'adamw' and is now 'muon'"),
+        ("--time_budget_minutes=1", "schedule was 'cosine' and is now 'time budget'"),
+        ("--seed=7", "seed was 42 and is now 7"),
+        ("--gradient_accumulation_steps=3", "micro-batches a step was 2 and is now 3"),
+        ("--batching=packed", "batching was 'bucketed' and is now 'packed'"),
+    ):
+        for steps in (4, 8):
+            with pytest.raises(Mat2SeqError, match=difference):
+                train(parse_config([*arguments, option, f"--max_steps={steps}"]))
+    assert _bytes(tmp_path / "run") == before
+    (tmp_path / "run").rename(tmp_path / "moved")  # neither folders nor their names are part of it
+    (tmp_path / "start").rename(tmp_path / "begin")
+    moved = [f"--output_dir={tmp_path / 'moved'}", f"--init_from={tmp_path / 'begin'}", "--learning_rate=0.01"]
+    assert train(parse_config([*arguments, *moved, "--max_steps=8"]))["steps"] == 8
 
 
 def test_a_folder_with_a_run_is_not_overwritten(run_arguments: list[str], tmp_path: Path) -> None:
@@ -221,6 +254,18 @@ def test_crystals_are_prepared_and_a_tenth_is_held_out(tmp_path: Path, crystals:
     assert again.train.fingerprint == data.train.fingerprint
 
 
+def test_the_first_process_of_a_second_machine_waits_for_the_data(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cifs").mkdir()
+    config = _config(f"--train_data={tmp_path / 'cifs'}", f"--output_dir={tmp_path / 'run'}")
+    for name, value in (("world_size", 2), ("process_index", 1), ("local_process_index", 0)):
+        monkeypatch.setattr(TrainConfig, name, value)
+    prepared = tmp_path / "run" / "data" / "train"
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: _write_corpus(prepared, _sequences(20)))
+    assert load_data(config, 64).train.crystals == 18  # and a tenth is held out
+
+
 @pytest.mark.parametrize("given", ["nothing/there", "empty", "broken"])
 def test_data_that_are_not_there_are_named(tmp_path: Path, given: str) -> None:
     for name in ("empty", "broken"):
@@ -277,6 +322,17 @@ def test_a_streamed_epoch_holds_every_crystal_once_and_too_long_ones_are_counted
     assert orders[0] == orders[2] != orders[1]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_no_row_is_longer_than_the_model(tmp_path: Path, streaming: bool) -> None:
+    folder, val = _shards(tmp_path / "train"), _write_corpus(tmp_path / "val", _sequences(4))
+    options = ["--batching=packed", "--row_length=128", "--batch_tokens=512", f"--streaming={streaming}"]
+    data = load_data(_config(f"--train_data={folder}", f"--eval_data={val}", f"--output_dir={tmp_path}", *options), 64)
+    batches = [data.batches[index] for index in range(len(data.batches))]
+    assert max(int(batch["position_ids"].max()) for batch in batches) < 64
+    rows = sum(int((batch["input_ids"] == TOKEN_IDS[BOS]).sum()) for batch in batches)
+    assert rows == data.train.crystals == 50
+
+
 # --- models, recipes ----------------------------------------------------------------------------------------------
 
 
@@ -298,6 +354,28 @@ def test_a_model_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
         build_model(_config("--train_data=a", f"--init_from={renamed}", f"--output_dir={tmp_path}"))
     with pytest.raises(Mat2SeqError, match="is no model folder or repository"):
         build_model(_config("--train_data=a", f"--init_from={tmp_path / 'none'}", f"--output_dir={tmp_path}"))
+
+
+def test_a_model_answers_with_cells_as_large_as_those_it_was_trained_on(
+    run_arguments: list[str], tmp_path: Path
+) -> None:
+    formulas = ("Ti120 O2 [P1]", "Ba1 Ti1 O3 [Pm-3m] 4.0094 Ba 1a 0", "C26 H99 [P-1]", "Na1 [Fm-3m]")
+    sequences = [[TOKEN_IDS[BOS], *tokenize(text), TOKEN_IDS[EOS]] for text in formulas]
+    corpus = load_corpus(_write_corpus(tmp_path / "large", sequences), max_length=64, scheme=SCHEME)
+    assert corpus.atoms.tolist() == [122, 5, 125, 1]
+    for limit, given, kept in ((None, False, 125), (20, True, 125), (300, True, 300), (None, True, None)):
+        source = tmp_path / f"from_{limit}"
+        model = _model()
+        if limit is not None:
+            model.config.mat2seq = {**model.config.mat2seq, "max_atoms": limit}
+        model.save_pretrained(source)
+        config = _config("--train_data=a", f"--output_dir={tmp_path}", *([f"--init_from={source}"] if given else []))
+        begun = build_model(config)
+        keep_largest_cell(begun, corpus.facts.max_atoms)
+        assert begun.config.mat2seq.get("max_atoms") == kept
+    arguments = [*run_arguments, f"--output_dir={tmp_path / 'run'}", "--max_steps=4"]
+    train(parse_config([*arguments, f"--init_from={tmp_path / 'from_20'}", f"--train_data={tmp_path / 'large'}"]))
+    assert AutoConfig.from_pretrained(tmp_path / "run").mat2seq["max_atoms"] == 125
 
 
 def test_samples_of_a_trained_model_match_and_its_random_numbers_are_left_alone(tmp_path: Path) -> None:

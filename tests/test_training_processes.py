@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
+from pymatgen.core import Structure
 from test_training import SCRIPT, _corpus, _model, _small_run
 
 from mat2seq_hf.training.config import parse_config
@@ -51,6 +53,39 @@ def test_two_processes_have_the_losses_of_one(arguments: list[str], tmp_path: Pa
     print(f"largest difference of the losses of 210 steps: {difference:.1e}")
     assert difference < 1e-5
     assert record["results"]["bits_per_structure"] == pytest.approx(one["results"]["bits_per_structure"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_first_processes_of_two_machines_prepare_crystals_once(
+    tmp_path: Path, crystals: dict[str, Structure]
+) -> None:
+    (tmp_path / "cifs").mkdir()
+    for name in list(crystals)[:3]:
+        crystals[name].to(filename=str(tmp_path / "cifs" / f"{name.replace(' ', '_')}.cif"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = (
+        "import sys\nfrom mat2seq_hf.training.config import parse_config\n"
+        "from mat2seq_hf.training.sources import load_data\n"
+        "print(load_data(parse_config(sys.argv[1:]), 512).train.fingerprint)"
+    )
+    options = ["--use_cpu", "--report_to=none", f"--train_data={tmp_path / 'cifs'}", f"--output_dir={tmp_path / 'run'}"]
+    common = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, *options],
+            env={**os.environ, **common, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    (first, errors), (second, more_errors) = (process.communicate(timeout=300) for process in started)
+    assert first == second != "", errors + more_errors
+    assert "is not prepared" in errors
+    assert "is not prepared" not in more_errors
 
 
 def test_accumulated_gradients_have_the_losses_of_one_large_batch(arguments: list[str], tmp_path: Path) -> None:

@@ -39,6 +39,11 @@ IGNORED = -100  # label of a token that has no loss
 #: What has a loss: all after the prefix fields, only what follows the formula, or everything, the fields too.
 LOSSES = ("all", "completion", "everything")
 
+_IS_GROUP = np.array([token.startswith("[") for token in TOKENS])
+#: Digits of each token that is a piece of a count, else 0, and the count.
+_DIGITS = np.array([len(token) - 2 if token.startswith("##") else 0 for token in TOKENS])
+_COUNTS = np.array([int(token[2:]) if token.startswith("##") else 0 for token in TOKENS])
+
 
 @dataclass(frozen=True)
 class CorpusFacts:
@@ -49,6 +54,7 @@ class CorpusFacts:
         crystals, tokens: how many.
         too_long: crystals that were left out because they have more tokens than the model has positions.
         counts: how often each token is predicted, shape (vocabulary,).
+        max_atoms: atoms of the largest primitive cell; 0 where no sequence has a formula.
     """
 
     fingerprint: str
@@ -56,6 +62,7 @@ class CorpusFacts:
     tokens: int
     too_long: int
     counts: NDArray[np.int64]
+    max_atoms: int = 0
 
     def __add__(self, other: CorpusFacts) -> CorpusFacts:
         both = f"{self.fingerprint} {other.fingerprint}"
@@ -65,6 +72,7 @@ class CorpusFacts:
             self.tokens + other.tokens,
             self.too_long + other.too_long,
             self.counts + other.counts,
+            max(self.max_atoms, other.max_atoms),
         )
 
 
@@ -106,7 +114,21 @@ class TokenCorpus:
         digest.update(self.offsets.tobytes())
         counts = np.bincount(self.ids, minlength=len(TOKENS))
         counts -= np.bincount(self.ids[self.offsets[:-1]], minlength=len(TOKENS))  # nothing predicts <s>
-        return CorpusFacts(digest.hexdigest()[:16], len(self), len(self.ids), self.too_long, counts)
+        largest = int(self.atoms.max(initial=0))
+        return CorpusFacts(digest.hexdigest()[:16], len(self), len(self.ids), self.too_long, counts, largest)
+
+    @property
+    def atoms(self) -> NDArray[np.int64]:
+        """Atoms in the primitive cell of each crystal, by its formula, shape (crystals,)."""
+        if not len(self):
+            return np.zeros(0, dtype=np.int64)
+        groups = np.concatenate(([0], np.cumsum(_IS_GROUP[self.ids])))
+        before = groups[:-1] == np.repeat(groups[self.offsets[:-1]], self.lengths)  # the group follows the formula
+        digits = np.where(before, _DIGITS[self.ids], 0)
+        # a count above 99 is two pieces, ##12 ##0: the first one counts ten times
+        tens = (digits > 0) & np.append(digits[1:] > 0, False)
+        values = np.where(digits > 0, _COUNTS[self.ids], 0) * np.where(tens, 10, 1)
+        return np.asarray(np.add.reduceat(values, self.offsets[:-1]), dtype=np.int64)
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> TokenCorpus:
         """The crystals ``indices``, in that order."""

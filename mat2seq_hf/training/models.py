@@ -16,7 +16,7 @@ from ..vocabulary import TOKEN_IDS, TOKENS
 from .config import TrainConfig
 from .prefixes import check_fields
 
-__all__ = ["SHIPPED", "build_model"]
+__all__ = ["SHIPPED", "build_model", "keep_largest_cell"]
 
 #: Value of ``init_from`` for the model in the package.
 SHIPPED = "shipped"
@@ -80,3 +80,15 @@ def build_model(config: TrainConfig) -> PreTrainedModel:
     # what transformers falls back to with a warning, at which a compiled graph would break
     model.loss_type = "ForCausalLM"
     return model
+
+
+def keep_largest_cell(model: PreTrainedModel, max_atoms: int) -> None:
+    """Enter the largest primitive cell of the training data in ``config.mat2seq["max_atoms"]``.
+
+    Where a prompt does not speak of the size of the cell, answers are no larger. What the model has seen before counts,
+    too: a limit is only raised, and a model that came without one stays without.
+    """
+    found = dict(getattr(model.config, "mat2seq", None) or {})
+    fresh = not model.name_or_path
+    if max_atoms and (fresh or "max_atoms" in found):
+        model.config.mat2seq = {**found, "max_atoms": max(max_atoms, found.get("max_atoms", 0))}

@@ -52,8 +52,9 @@ def _prepared(source: str, split: str, config: TrainConfig) -> Path:
     if not path.exists():
         raise Mat2SeqError(f"{source} does not exist; --train_data and --eval_data are files or folders of crystals")
     folder = Path(str(config.output_dir)) / "data" / split
-    with torch_distributed_zero_first(config.local_process_index if config.world_size > 1 else -1):
-        if config.local_process_index == 0:
+    # the first process of all machines, which share the output folder
+    with torch_distributed_zero_first(config.process_index if config.world_size > 1 else -1):
+        if config.process_index == 0:
             logger.warning("%s is not prepared: encoding its crystals into %s", source, folder)
             report = prepare([path], folder, symprec=config.symprec, num_proc=os.cpu_count() or 1)
             logger.warning(
@@ -72,12 +73,12 @@ def _examples(corpus: TokenCorpus, config: TrainConfig, group: int = 0) -> Examp
     return Examples(corpus, PrefixDraw(corpus.fields, config.prefix_dropout, seed), config.loss_on)
 
 
-def _plan(lengths: NDArray[np.int64], group: int, config: TrainConfig) -> BatchPlan:
+def _plan(lengths: NDArray[np.int64], group: int, config: TrainConfig, row_length: int) -> BatchPlan:
     return BatchPlan(
         lengths,
         batch_tokens=config.batch_tokens,
         batching=config.batching,
-        row_length=config.row_length,
+        row_length=row_length,
         seed=config.seed + _GROUP_PRIME * group,
     )
 
@@ -102,7 +103,8 @@ def load_data(config: TrainConfig, limit: int) -> RunData:
 
     Args:
         config: of the run.
-        limit: longest crystal, in tokens; longer ones are left out whole, and counted.
+        limit: positions of the model. No row is longer; crystals that do not fit in a row are left out whole, and
+            counted.
 
     Raises:
         SchemeMismatchError: a corpus of another canonical form or vocabulary.
@@ -110,10 +112,12 @@ def load_data(config: TrainConfig, limit: int) -> RunData:
     """
     assert config.train_data is not None  # parse_config has seen to it
     scheme, fields = scheme_fingerprint(config.symprec), config.prefix_fields
+    limit = min(config.row_length, limit)  # the padding of a row takes positions, too
     folder = _prepared(config.train_data, "train", config)
     read = partial(load_corpus, max_length=limit, scheme=scheme, fields=fields)
     validation = None if config.eval_data is None else read(_prepared(config.eval_data, "val", config))
-    row_length = config.row_length if config.batching == "packed" else None
+    row_length = limit if config.batching == "packed" else None
+    plan = partial(_plan, config=config, row_length=limit)
     if config.streaming:
         if validation is None:
             raise Mat2SeqError("--streaming needs --eval_data: crystals are not held out of a streamed corpus")
@@ -121,7 +125,7 @@ def load_data(config: TrainConfig, limit: int) -> RunData:
         streamed = StreamedBatches(
             groups,
             partial(_read_group, config=config, limit=limit),
-            partial(_plan, config=config),
+            plan,
             seed=config.seed,
             row_length=row_length,
         )
@@ -132,4 +136,4 @@ def load_data(config: TrainConfig, limit: int) -> RunData:
     if validation is None:
         corpus, validation = _held_out(corpus)
     examples = _examples(corpus, config)
-    return RunData(MicroBatches(examples, _plan(examples.lengths, 0, config), row_length), corpus.facts, validation)
+    return RunData(MicroBatches(examples, plan(examples.lengths, 0), row_length), corpus.facts, validation)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ class StreamedBatches(Dataset[dict[str, torch.Tensor]]):
         if len(self._groups) == 1:
             return facts
         digest = hashlib.sha256(facts.fingerprint.encode()).hexdigest()[:16]
-        return CorpusFacts(digest, facts.crystals, facts.tokens, facts.too_long, facts.counts)
+        return replace(facts, fingerprint=digest)
 
     def set_epoch(self, epoch: int) -> None:
         """Take the micro-batches of ``epoch``."""

@@ -27,8 +27,9 @@ from .checkpoints import (
 )
 from .config import TrainConfig
 from .data import EvenBatches, MicroBatches, TokenCorpus
+from .identity import check_identity, run_identity, write_identity
 from .metrics import bits_per_structure, unigram_bits_per_structure
-from .models import build_model
+from .models import build_model, keep_largest_cell
 from .monitor import SampleMonitor
 from .record import plot_curves, run_record
 from .schedule import StopAtBudget, TimeBudgetSchedule, used_seconds
@@ -255,19 +256,26 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Raises:
         SchemeMismatchError: data or initial weights of another canonical form or vocabulary.
-        Mat2SeqError: empty data, a folder that holds another run, a checkpoint that cannot be written.
+        Mat2SeqError: empty data, a folder that holds another run, one with other data, first weights or settings, a
+            checkpoint that cannot be written.
     """
     _set_threads(config)
     set_seed(config.seed)
     checkpoint = _checkpoint_to_resume(config)
     model = build_model(config)
-    data = load_data(config, min(config.row_length, int(model.config.max_position_embeddings)))
+    data = load_data(config, int(model.config.max_position_embeddings))
+    keep_largest_cell(model, data.train.max_atoms)
     unigram = unigram_bits_per_structure(data.train, data.validation)
     logger.warning(
         "%d crystals, %d tokens to train on (%d too long), %d to validate on (%d too long); unigram %.1f bits",
         *(data.train.crystals, data.train.tokens, data.train.too_long),
         *(len(data.validation), data.validation.too_long, unigram),
     )
+    if config.process_index == 0:  # with FSDP the others may not have the weights yet
+        identity = run_identity(config, model, data.train, data.validation.facts)
+        if checkpoint is not None:
+            check_identity(checkpoint, identity)
+        write_identity(str(config.output_dir), identity, anew=checkpoint is None)
     if config.time_budget_minutes is not None:
         config.num_train_epochs = 1_000_000  # the clock ends the run
     chosen = np.random.default_rng(0).permutation(len(data.validation))[: config.eval_crystals]

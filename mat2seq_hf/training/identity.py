@@ -1,0 +1,91 @@
+"""What makes two starts parts of one run: data, first weights, and the settings that a checkpoint depends on.
+
+They are written before the first checkpoint. Going on with others would mix two runs, or take the results of one for
+those of the other. How long a run is, its learning rates, and how often it is looked at may change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import SchedulerType
+
+from ..errors import Mat2SeqError
+from .config import TrainConfig
+from .data import CorpusFacts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["check_identity", "run_identity", "write_identity"]
+
+_FILE = "run_identity.json"
+_SETTINGS = (
+    *("optimizer", "seed", "batching", "batch_tokens", "row_length", "streaming", "group_crystals"),
+    *("prefix_fields", "prefix_dropout", "loss_on"),
+)
+
+
+def _digest(model: PreTrainedModel, *, values: bool) -> str:
+    """Fingerprint of the shapes of all weights, or of the weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {float(tensor.double().sum()) if values else 0!r}".encode())
+    return digest.hexdigest()[:16]
+
+
+def run_identity(
+    config: TrainConfig, model: PreTrainedModel, train: CorpusFacts, validation: CorpusFacts
+) -> dict[str, Any]:
+    """The identity of a run that begins with ``model``; JSON-serialisable."""
+    clock = config.time_budget_minutes is not None
+    return {
+        "train_data": f"{train.crystals} crystals, fingerprint {train.fingerprint}",
+        "eval_data": f"{validation.crystals} crystals, fingerprint {validation.fingerprint}",
+        "model": f"{model.config.model_type} of {model.num_parameters()} parameters, {_digest(model, values=False)}",
+        "init_from": config.init_from and f"weights {_digest(model, values=True)}",
+        "schedule": "time budget" if clock else SchedulerType(config.lr_scheduler_type).value,
+        "micro-batches a step": config.gradient_accumulation_steps * config.world_size,
+        **{name: getattr(config, name) for name in _SETTINGS},
+    }
+
+
+def check_identity(checkpoint: str | Path, identity: dict[str, Any]) -> None:
+    """Refuse to go on from a checkpoint of another run. One that does not say what it is, is taken.
+
+    Raises:
+        Mat2SeqError: with all that was different.
+    """
+    path = Path(checkpoint).parent / _FILE
+    if not path.is_file():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Mat2SeqError(
+            f"{path} is no JSON ({error}): remove it to go on from {checkpoint} in spite of that"
+        ) from error
+    wanted = json.loads(json.dumps(identity))
+    different = [
+        f"{name} was {found[name]!r} and is now {wanted[name]!r}"
+        for name in wanted
+        if name in found and found[name] != wanted[name]
+    ]
+    if different:
+        raise Mat2SeqError(
+            f"{path.parent} holds another run: {'; '.join(different)}; go on with the same ones, or give another "
+            "--output_dir"
+        )
+
+
+def write_identity(folder: str | Path, identity: dict[str, Any], *, anew: bool) -> None:
+    """Leave the identity in the folder of a run; one that is there stays, unless the run begins anew."""
+    path = Path(folder) / _FILE
+    if anew or not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{_FILE}")
+        partial.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
