@@ -37,6 +37,7 @@ def write(folder: Path, gaps: tuple[float | None, ...] = GAPS) -> Path:
     prompts = [1 + len(tokenize(text.split(" [")[0])) for text in TEXTS]
     table = pa.table(
         {
+            "id": [str(number) for number in range(len(TEXTS))],
             "text": list(TEXTS),
             "input_ids": pa.array(ids, type=pa.list_(pa.int16())),
             "prompt_length": pa.array(prompts, type=pa.int16()),

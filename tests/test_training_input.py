@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,30 @@ def test_a_finished_run_started_again_changes_nothing(run_arguments: list[str], 
     assert _bytes(tmp_path / "run")["model.safetensors"] == before["model.safetensors"]
     longer = train(parse_config([*arguments, "--max_steps=12"]))
     assert longer["steps"] == 12
+
+
+@pytest.mark.parametrize(("batching", "streaming"), [("bucketed", False), ("packed", True)])
+def test_a_run_resumed_in_a_later_epoch_equals_an_uninterrupted_one_bit_for_bit(
+    run_arguments: list[str], tmp_path: Path, batching: str, streaming: bool
+) -> None:
+    for number in range(5):
+        write_crystals(tmp_path / f"{number}").rename(tmp_path / "shard")
+        (tmp_path / "fields").mkdir(exist_ok=True)
+        (tmp_path / "shard" / "part-00000.parquet").rename(tmp_path / "fields" / f"part-{number:05d}.parquet")
+        (tmp_path / "shard").rmdir()
+    data = [f"--train_data={tmp_path / 'fields'}", f"--streaming={streaming}", "--group_crystals=6"]
+    arguments = [*run_arguments, *data, f"--batching={batching}", "--prefix_fields", "band_gap", "space_group"]
+    arguments += [f"--eval_data={tmp_path / 'fields'}", "--batch_tokens=128", "--max_steps=10", "--save_steps=5"]
+    arguments += ["--eval_steps=5", "--row_length=64"]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    history = train(parse_config([*arguments, f"--output_dir={whole}"]))["log_history"]
+    (epoch,) = {entry["epoch"] for entry in history if entry["step"] == 5}
+    assert epoch > 1
+    assert epoch % 1 > 0.1
+    shutil.copytree(whole / "checkpoint-5", part / "checkpoint-5")
+    train(parse_config([*arguments, f"--output_dir={part}", "--resume_from_checkpoint=auto"]))
+    ends = [(run / "checkpoint-10" / "model.safetensors").read_bytes() for run in (whole, part)]
+    assert ends[0] == ends[1] != (part / "checkpoint-5" / "model.safetensors").read_bytes()
 
 
 def test_a_run_whose_time_is_used_up_changes_nothing(run_arguments: list[str], tmp_path: Path) -> None:

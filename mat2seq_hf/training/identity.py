@@ -20,7 +20,7 @@ from .data import CorpusFacts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["check_identity", "run_identity", "write_identity"]
+__all__ = ["hold_to_identity", "run_identity"]
 
 _FILE = "run_identity.json"
 _SETTINGS = (
@@ -53,21 +53,33 @@ def run_identity(
     }
 
 
-def check_identity(checkpoint: str | Path, identity: dict[str, Any]) -> None:
-    """Refuse to go on from a checkpoint of another run. One that does not say what it is, is taken.
+def hold_to_identity(config: TrainConfig, identity: dict[str, Any], checkpoint: str | None) -> None:
+    """Refuse to go on from a checkpoint of another run, and leave the identity in the output folder.
+
+    A checkpoint beside which there is none, of an earlier version, is taken.
 
     Raises:
-        Mat2SeqError: with all that was different.
+        Mat2SeqError: with all that is different.
     """
-    path = Path(checkpoint).parent / _FILE
+    if config.process_index:  # with FSDP only the first process may have the weights yet
+        identity = {name: value for name, value in identity.items() if name != "init_from"}
+    if checkpoint is not None:
+        _compare(Path(checkpoint).parent / _FILE, identity)
+    path = Path(str(config.output_dir)) / _FILE
+    if config.process_index == 0 and (checkpoint is None or not path.is_file()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{_FILE}")
+        partial.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+
+def _compare(path: Path, identity: dict[str, Any]) -> None:
     if not path.is_file():
         return
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise Mat2SeqError(
-            f"{path} is no JSON ({error}): remove it to go on from {checkpoint} in spite of that"
-        ) from error
+        raise Mat2SeqError(f"{path} is no JSON ({error}): remove it to go on in spite of that") from error
     wanted = json.loads(json.dumps(identity))
     different = [
         f"{name} was {found[name]!r} and is now {wanted[name]!r}"
@@ -79,13 +91,3 @@ def check_identity(checkpoint: str | Path, identity: dict[str, Any]) -> None:
             f"{path.parent} holds another run: {'; '.join(different)}; go on with the same ones, or give another "
             "--output_dir"
         )
-
-
-def write_identity(folder: str | Path, identity: dict[str, Any], *, anew: bool) -> None:
-    """Leave the identity in the folder of a run; one that is there stays, unless the run begins anew."""
-    path = Path(folder) / _FILE
-    if anew or not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{_FILE}")
-        partial.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)

@@ -27,7 +27,7 @@ from .checkpoints import (
 )
 from .config import TrainConfig
 from .data import EvenBatches, MicroBatches, TokenCorpus
-from .identity import check_identity, run_identity, write_identity
+from .identity import hold_to_identity, run_identity
 from .metrics import bits_per_structure, unigram_bits_per_structure
 from .models import build_model, keep_largest_cell
 from .monitor import SampleMonitor
@@ -271,11 +271,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         *(data.train.crystals, data.train.tokens, data.train.too_long),
         *(len(data.validation), data.validation.too_long, unigram),
     )
-    if config.process_index == 0:  # with FSDP the others may not have the weights yet
-        identity = run_identity(config, model, data.train, data.validation.facts)
-        if checkpoint is not None:
-            check_identity(checkpoint, identity)
-        write_identity(str(config.output_dir), identity, anew=checkpoint is None)
+    hold_to_identity(config, run_identity(config, model, data.train, data.validation.facts), checkpoint)
     if config.time_budget_minutes is not None:
         config.num_train_epochs = 1_000_000  # the clock ends the run
     chosen = np.random.default_rng(0).permutation(len(data.validation))[: config.eval_crystals]
