@@ -87,6 +87,8 @@ def main() -> None:
     )
     if options.max_atoms is not None:
         model.config.mat2seq = {**model.config.mat2seq, "max_atoms": options.max_atoms}
+    elif "max_atoms" not in model.config.mat2seq:
+        print(f"{source} does not say how large the cells of its training data were: --max-atoms limits its answers")
     save_model_folder(model, build_tokenizer(symprec_of(model.config)), options.output, with_code=not options.plain)
     if options.shard_mb is not None:
         (options.output / "model.safetensors").unlink(missing_ok=True)
