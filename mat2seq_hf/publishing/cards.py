@@ -66,7 +66,8 @@ _FIGURES = (
 
 _METHOD = """\
 {place}. The prompt is the composition of the primitive cell and nothing else; StructureMatcher ltol {ltol:g}, stol
-{stol:g}, angle_tol {angle_tol:g}; no sample is filtered or picked, missing ones are misses; intervals are 95 %. Commands:
+{stol:g}, angle_tol {angle_tol:g}; no sample is filtered or picked, missing ones are misses; intervals are 95 %.
+Commands:
 
 ```bash
 {training}
