@@ -146,7 +146,12 @@ def _settle(
     if seen[-1] != form:
         return min(seen[seen.index(form) :], key=_key), False
     # It encodes to itself; so does its decoded crystal, if that has no exact symmetry that the form does not state.
-    return form, not wide and _round_exact(exact_crystal(primitive_cell(form_cell(form), TIGHT), TIGHT))[0] == form
+    return form, not wide and _round_exact(_decoded(form))[0] == form
+
+
+def _decoded(form: Form) -> StandardCrystal:
+    """The crystal that a form describes, with all symmetry that it has to the last digit."""
+    return exact_crystal(primitive_cell(form_cell(form), TIGHT), TIGHT)
 
 
 def _encode_evenly(forms: tuple[Form, ...], scheme: Scheme, wide: bool, incomplete: bool) -> tuple[Form, bool]:
@@ -158,8 +163,7 @@ def _encode_evenly(forms: tuple[Form, ...], scheme: Scheme, wide: bool, incomple
     """
     if is_sohncke(forms[0].number) and len(forms) == 1:
         # Rounding may have brought out symmetry that the form does not state.
-        cell = primitive_cell(form_cell(forms[0]), TIGHT)
-        forms = _fine_forms(exact_crystal(cell, TIGHT), wide)
+        forms = _fine_forms(_decoded(forms[0]), wide)
     hands = sorted(range(len(forms)), key=lambda hand: _key(forms[hand]))
     found = []
     for hand in hands:
