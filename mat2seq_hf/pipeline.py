@@ -24,7 +24,8 @@ from .constraints import GrammarLogitsProcessor, sequence_log_probs
 from .errors import PromptError, SchemeMismatchError
 from .grammar import Grammar
 from .prompts import Prompt, prompt_for_model
-from .samples import Sample, best_of, describe_sample, mark_duplicates
+from .ranking import best_of
+from .samples import Sample, describe_sample, mark_duplicates
 from .sampling import Drawn, SamplingSettings, check_sampling, draw_samples, plain_settings, row_keys
 from .vocabulary import BOS, EOS, TOKEN_IDS
 from .wishes import WISHES, read_prompt
@@ -97,8 +98,8 @@ class CrystalGenerationPipeline(Pipeline):
             inputs: a formula such as ``"BaTiO3"`` (taken as a reduced one), a :class:`Prompt`, a dict of its fields,
                 or None to generate freely; or a list, dataset or iterator of these.
             num_return_sequences: samples for each prompt.
-            num_candidates: draw so many and return the ``num_return_sequences`` likeliest of them (``log_prob``),
-                the likeliest first.
+            num_candidates: draw so many and return the ``num_return_sequences`` best of them: valid ones first, of the
+                most frequent space group and Wyckoff positions the likeliest (:mod:`.ranking`).
             seed: makes the samples repeat, whatever was generated before and whatever else is asked for. With settings
                 that go through ``model.generate`` (beams, min_p, penalties), for the same batch_size only.
             batch_size: prompts sampled together.
@@ -188,7 +189,7 @@ class CrystalGenerationPipeline(Pipeline):
         progress: Callable[[int], Any] | None = None,
         **generate: Any,
     ) -> dict[str, Any]:
-        """Sample; the answer to each prompt is a list of :class:`Drawn`, the likeliest first if there are candidates.
+        """Sample; the answer to each prompt is a list of :class:`Drawn`, the best first if there are candidates.
 
         Plain sampling goes through :func:`draw_samples`, everything else (beams, penalties, processors of the caller's
         own) through ``model.generate`` with the grammar as one more logits processor.
@@ -210,9 +211,9 @@ class CrystalGenerationPipeline(Pipeline):
         return {"drawn": groups, "prompt": prompts}
 
     def _with_settings_for(self, wanted: int, generate: dict[str, Any], *, candidates: bool) -> dict[str, Any]:
-        """Settings of the caller, or those of the model's generation_config for many samples or the likeliest."""
+        """Settings of the caller, or those of the model's generation_config for many samples or the best of many."""
         many = getattr(self.model.generation_config, "mat2seq", None) or {}
-        found = many.get("likeliest", many) if candidates else many
+        found = many.get("best", many) if candidates else many
         if 2 * wanted < many.get("samples", math.inf) or not generate.keys().isdisjoint(_DRAWING):
             return generate
         return {name: found[name] for name in _DRAWING if name in found} | generate
@@ -274,7 +275,7 @@ class CrystalGenerationPipeline(Pipeline):
 
         Args:
             wanted: sequences for each prompt.
-            candidates: whether the likeliest of them are kept.
+            candidates: whether the best of them are kept.
             generate: as in a call.
 
         Raises:

@@ -17,14 +17,13 @@ from .elements import ORDER
 from .errors import DecodeError, Mat2SeqError
 from .prompts import Plan, Prompt, make_plan
 from .reduction import minkowski_basis
-from .sampling import Drawn
 from .tokenizer import text_of_tokens
 from .vocabulary import EOS, TOKEN_IDS
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-__all__ = ["MIN_DISTANCE", "Sample", "best_of", "describe_sample", "is_charge_neutral", "mark_duplicates"]
+__all__ = ["MIN_DISTANCE", "Sample", "closest_sites", "describe_sample", "is_charge_neutral", "mark_duplicates"]
 
 #: A valid crystal has no two atoms nearer to each other than this, in angstrom.
 MIN_DISTANCE = 0.5
@@ -115,7 +114,7 @@ def describe_sample(
         sample["canonical_text"] = crystal.canonical(symprec).text
     sample["charge_neutral"] = is_charge_neutral(tuple(crystal.composition.items()))
     sample["volume_per_atom"] = structure.volume / len(structure)
-    distance, *pair = _closest(structure)
+    distance, *pair = closest_sites(structure)
     sample["min_distance"] = distance
     complaint = _mismatch(make_plan(prompt), crystal) or _too_close(structure, distance, pair)
     if not sample["finished"]:
@@ -141,7 +140,7 @@ def _mismatch(plan: Plan, crystal: CanonicalCrystal) -> str | None:
     return None
 
 
-def _closest(structure: Structure) -> tuple[float, int, int]:
+def closest_sites(structure: Structure) -> tuple[float, int, int]:
     """Shortest interatomic distance in angstrom, and the two sites."""
     basis = minkowski_basis(structure.lattice.matrix)
     positions = structure.frac_coords @ np.linalg.inv(basis)
@@ -195,8 +194,3 @@ def mark_duplicates(samples: list[Sample]) -> list[Sample]:
         if text is not None and first.setdefault(text, number) != number:
             sample["duplicate_of"] = first[text]
     return samples
-
-
-def best_of(drawn: Sequence[Drawn], count: int) -> list[Drawn]:
-    """The likeliest samples, the likeliest first; what is not finished comes last."""
-    return sorted(drawn, key=lambda sample: (not sample.finished, -sample.log_prob))[:count]

@@ -26,7 +26,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--output", type=Path, required=True, help="folder for the samples; resumed if it holds some of this job")
     add("--model", help="model folder or repository (default: the model in the package)")
     add("--samples", type=int, default=1, help="samples kept for each prompt (default: 1)")
-    add("--candidates", type=int, help="samples drawn for each prompt, of which the likeliest are kept")
+    add(
+        "--candidates",
+        type=int,
+        help="samples drawn for each prompt, of which the best are kept: valid ones that most others agree with",
+    )
     add("--temperature", type=float, help="sampling temperature (default: the model's)")
     add("--top-k", type=int, help="draw from the k likeliest tokens; 0 for all (default: the model's)")
     add("--top-p", type=float, help="draw from the likeliest tokens that together have this probability")

@@ -1,14 +1,15 @@
-"""Which temperature and top-k match most crystals of a validation set: for one sample, for many, for the likeliest.
+"""Which temperature and top-k match most crystals of a validation set: for one sample, for many, for the best of many.
 
 All samples are drawn once for each setting and serve all questions: the mean over samples is the rate of one sample,
-"any" is the rate at which at least one of them matches, and "likeliest of k" takes the sample of highest
-log-probability among k. Every setting is tried on the first crystals; those that are best at one of the questions go on
-to all of them. Settings are compared crystal by crystal with the same random numbers, so that what the crystals have in
-common does not blur the difference. Killed, the same command goes on.
+"any" is the rate at which at least one of them matches, "best of k" takes the sample that the pipeline would return of
+k candidates (mat2seq_hf/ranking.py), and "likeliest of k" the one of highest log-probability, for comparison. Every
+setting is tried on the first crystals; those that are best at one of the questions go on to all of them. Settings are
+compared crystal by crystal with the same random numbers, so that what the crystals have in common does not blur the
+difference. Killed, the same command goes on.
 
 With --write the best settings go into the generation_config.json of a model folder: temperature and top_k for one
 sample, and under "mat2seq" those for many, which the pipeline takes where at least half as many samples are asked for,
-and those for the likeliest, which it takes where candidates are asked for.
+and those for the best of many, which it takes where candidates are asked for.
 
     python scripts/search_sampling.py --data mp_20/val.parquet --output runs/search
     python scripts/search_sampling.py --data mp_20/val.parquet --output runs/search --model my-model --write my-model
@@ -20,6 +21,7 @@ import argparse
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -70,23 +72,24 @@ def load_truths(options: argparse.Namespace) -> tuple[list[Any], dict[str, Any]]
 def matches(folder: Path, asked: list[Any], truths: dict[str, Any]) -> list[dict[str, Any]]:
     """For each sample of a setting whether it matches; remembered in the folder."""
     import pandas as pd
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-    from pymatgen.core import Structure
     from tqdm import tqdm
 
+    from mat2seq_hf import CanonicalCrystal
+    from mat2seq_hf.evaluation.matching import Matcher, reduce_crystal
     from mat2seq_hf.generation import merge
 
     remembered = folder / "matches.json"
     if remembered.is_file():
         return list(json.loads(remembered.read_text(encoding="utf-8")))
-    matcher = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
-    rows = []
-    table = pd.read_parquet(merge(folder, asked), columns=["prompt_id", "cif", "log_prob", "finished"])
+    matcher = Matcher(ltol=0.3, stol=0.5, angle_tol=10)
+    rows, targets = [], {name: reduce_crystal(truth) for name, truth in truths.items()}
+    table = pd.read_parquet(merge(folder, asked), columns=["prompt_id", "text", "log_prob", "finished", "valid"])
     for row in tqdm(table.to_dict("records"), unit="sample", desc="matching", file=sys.stderr):
         rms = None
         if row["finished"]:
-            rms = matcher.get_rms_dist(truths[row["prompt_id"]], Structure.from_str(row["cif"], fmt="cif"))
-        kept = {name: row[name] for name in ("log_prob", "finished")}
+            drawn = reduce_crystal(CanonicalCrystal.from_text(row["text"]).to_structure())
+            rms = matcher.rms(targets[row["prompt_id"]], drawn)
+        kept = {name: row[name] for name in ("text", "log_prob", "finished", "valid")}
         rows.append({"id": row["prompt_id"], "match": rms is not None, **kept})
     remembered.write_text(json.dumps(rows), encoding="utf-8")
     return rows
@@ -102,15 +105,29 @@ def outcomes(rows: list[dict[str, Any]], samples: int) -> dict[str, dict[str, fl
         "any": {name: float(any(row["match"] for row in group)) for name, group in groups.items()},
     }
     for k in sorted({min(5, samples), samples}):
-        found[f"likeliest of {k}"] = {name: likeliest(group, k) for name, group in groups.items()}
+        found[f"best of {k}"] = {name: chosen(group, k, best) for name, group in groups.items()}
+    found[f"likeliest of {samples}"] = {name: chosen(group, samples, likeliest) for name, group in groups.items()}
     return found
 
 
-def likeliest(group: list[dict[str, Any]], k: int) -> float:
-    """Share of matches among the likeliest samples of every k in turn."""
+def chosen(group: list[dict[str, Any]], k: int, choose: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> float:
+    """Share of matches among the samples that are chosen from every k in turn."""
     parts = [group[start : start + k] for start in range(0, len(group) - k + 1, k)]
-    best = [max(part, key=lambda row: (row["finished"], row["log_prob"])) for part in parts]
-    return float(sum(row["match"] for row in best) / len(best))
+    return float(sum(choose(part)["match"] for part in parts) / len(parts))
+
+
+def best(part: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sample that the pipeline returns of these candidates."""
+    from mat2seq_hf import CanonicalCrystal
+    from mat2seq_hf.ranking import consensus_order, prototype
+
+    kinds = [prototype(CanonicalCrystal.from_text(row["text"])) if row["valid"] else None for row in part]
+    return part[consensus_order(kinds, [row["log_prob"] for row in part])[0]]
+
+
+def likeliest(part: list[dict[str, Any]]) -> dict[str, Any]:
+    """The finished sample of highest probability."""
+    return max(part, key=lambda row: (row["finished"], row["log_prob"]))
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
@@ -144,13 +161,13 @@ def report(table: Table, questions: list[str]) -> None:
             print(f"  {setting[0]:11g}  {setting[1]:5d} " + "".join(cells))
 
 
-def write_settings(folder: Path, best: dict[str, dict[str, Any]], samples: int) -> None:
+def write_settings(folder: Path, found: dict[str, dict[str, Any]], samples: int) -> None:
     """Enter the best settings in a model's generation_config.json."""
     path = folder / "generation_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    likeliest_of_all = {"num_candidates": samples, **best[f"likeliest of {samples}"]}
-    many = {"samples": samples, **best["any"], "likeliest": likeliest_of_all}
-    config |= {"do_sample": True, **best["one"], "mat2seq": many}
+    best_of_all = {"num_candidates": samples, **found[f"best of {samples}"]}
+    many = {"samples": samples, **found["any"], "best": best_of_all}
+    config |= {"do_sample": True, **found["one"], "mat2seq": many}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -176,7 +193,8 @@ def search(pipe: Any, options: argparse.Namespace) -> tuple[Table, Table]:
         folder = options.output / f"temperature_{setting[0]:g}_top_k_{setting[1]}"
         first[setting] = try_setting(pipe, some, truths, setting, folder / "first", options)
     questions = [*next(iter(first.values()))]
-    go_on = [s for s in first if any(s in best_settings(first, q, options.finalists) for q in questions)]
+    asked_for = [question for question in questions if not question.startswith("likeliest")]  # for comparison only
+    go_on = [s for s in first if any(s in best_settings(first, q, options.finalists) for q in asked_for)]
     final: Table = {}
     for setting in go_on:
         folder = options.output / f"temperature_{setting[0]:g}_top_k_{setting[1]}"
@@ -196,25 +214,25 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     first, final = search(load_pipeline(options.model), options)
     questions = [*next(iter(first.values()))]
-    best = {q: dict(zip(("temperature", "top_k"), best_settings(final, q, 1)[0], strict=True)) for q in questions}
+    found = {q: dict(zip(("temperature", "top_k"), best_settings(final, q, 1)[0], strict=True)) for q in questions}
     model = options.model or "the model in the package"
     record: dict[str, Any] = {"data": options.data.name, "samples": options.samples, "seed": options.seed}
-    record |= {"model": model, "best": best}
+    record |= {"model": model, "best": found}
     for name, table in (("first", first), ("all", final)):
         count = len(next(iter(table.values()))["one"])
         print(f"\n{count} random crystals of {options.data.name}, {options.samples} samples of each, {model}")
         report(table, questions)
         record[name] = [
             {"temperature": t, "top_k": k, "crystals": count}
-            | {q: mean_and_error([*values.values()]) for q, values in found.items()}
-            for (t, k), found in table.items()
+            | {q: mean_and_error([*values.values()]) for q, values in outcome.items()}
+            for (t, k), outcome in table.items()
         ]
     print()
-    for name, settings in best.items():
+    for name, settings in found.items():
         print(f"best for {name}: {settings}")
     (options.output / "search.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if options.write:
-        write_settings(options.write, best, options.samples)
+        write_settings(options.write, found, options.samples)
         print(f"written to {options.write / 'generation_config.json'}")
     return 0
 

@@ -118,7 +118,7 @@ def test_a_job_does_not_go_on_when_the_model_samples_differently(
         ({"samples": 1.5}, "samples must be"),
         ({"rows": 0}, "rows must be"),
         ({"seed": 2**63}, "seed must be"),
-        ({"samples": 4, "candidates": 2}, "4 samples cannot be the likeliest of 2 candidates"),
+        ({"samples": 4, "candidates": 2}, "4 samples cannot be the best of 2 candidates"),
     ],
 )
 def test_a_job_of_bad_numbers_is_refused(job: dict[str, Any], said: str) -> None:

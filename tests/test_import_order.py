@@ -20,7 +20,7 @@ CORE = (
     *("forms", "fixed_point", "canonical", "cif", "coordinates"),
     *("feasibility", "wishes"),
     *("prompts", "choices", "state_kinds", "states", "grammar", "automaton", "tokenizer", "constraints", "sampling"),
-    *("presets", "samples", "pipeline"),
+    *("presets", "samples", "ranking", "pipeline"),
 )
 #: Modules and folders that only the installed package needs, from the bottom up.
 ABOVE = (

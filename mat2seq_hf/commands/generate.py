@@ -26,7 +26,7 @@ EXAMPLES = """examples:
   mat2seq generate NaCl LiFePO4 --seed 0 --temperature 0.7 --top-k 10
   mat2seq generate TiO2 --space-group P4_2/mnm --formula-units 2
   mat2seq generate --elements Li Fe P O --max-atoms 28 -n 8
-  mat2seq generate BaTiO3 -n 4 --candidates 20       the 4 likeliest of 20
+  mat2seq generate BaTiO3 -n 4 --candidates 20       the 4 best of 20
   mat2seq generate --property band_gap=1.0:2.0 --model my-model
   mat2seq generate --formulas formulas.txt -n 20 -o out/   at scale, goes on after a kill
   mat2seq generate                          any crystal
@@ -45,7 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "samples go to FOLDER/samples.parquet and FOLDER/cifs, and a run that was killed goes on",
     )
     add("-n", "--samples", type=int, default=1, help="crystals for each formula (default: 1)")
-    add("--candidates", type=int, metavar="K", help="draw K crystals for each formula and keep the likeliest")
+    add(
+        "--candidates",
+        type=int,
+        metavar="K",
+        help="draw K crystals for each formula and keep the best: valid ones that most others agree with",
+    )
     add("-o", "--output", type=Path, metavar="FOLDER", help="write CIFs of the valid crystals here")
     add("--all", action="store_true", help="write crystals that are not valid, too")
     add("--temperature", type=float, help="sampling temperature (default: the model's)")

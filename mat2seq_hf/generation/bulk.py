@@ -36,7 +36,7 @@ class Job:
 
     Attributes:
         samples: kept for each prompt.
-        candidates: drawn for each prompt; the likeliest are kept. None for as many as are kept.
+        candidates: drawn for each prompt; the best are kept (:mod:`..ranking`). None for as many as are kept.
         seed: with it, the name of the model and a prompt's number, a sample repeats.
         rows: sequences in one batch.
         settings: arguments for the pipeline, such as temperature and top_k.
@@ -56,7 +56,7 @@ class Job:
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
                 raise PromptError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
         if self.candidates is not None and self.candidates < self.samples:
-            raise PromptError(f"{self.samples} samples cannot be the likeliest of {self.candidates} candidates")
+            raise PromptError(f"{self.samples} samples cannot be the best of {self.candidates} candidates")
 
     @property
     def drawn(self) -> int:

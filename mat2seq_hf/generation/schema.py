@@ -7,7 +7,7 @@ import pyarrow as pa
 __all__ = ["REJECTED_PROMPTS", "SAMPLES"]
 
 #: One row a sample. ``prompt`` is a JSON object of the fields of :class:`~mat2seq_hf.Prompt`; ``sample_index`` counts
-#: the samples of a prompt, the likeliest first where there were more candidates than samples. The other columns are
+#: the samples of a prompt, the best first where there were more candidates than samples. The other columns are
 #: described in :class:`~mat2seq_hf.samples.Sample`; ``n_tokens`` counts begin, prompt and end.
 SAMPLES = pa.schema(
     [
