@@ -1,12 +1,12 @@
 r"""Turn a checkpoint of a training run into a model folder with tokenizer, generation settings and card.
 
     python scripts/export_model.py runs/mp_20_tiny -o mat2seq_hf/default_model --plain \
-        --report results/mp_20_val_1000x1 --facts model_cards/mp_20_tiny.json
+        --report results/mp_20_val_1000x1 --facts model_cards/mp_20_tiny.json --corpus "the MP-20 training split"
     python scripts/export_model.py runs/mp_20_tiny -o my-model --temperature 0.7 --top-k 10
     python scripts/export_model.py runs/mp_20_small -o my-model --dtype bfloat16 --shard-mb 15
 
 Of a run that was killed the best checkpoint is taken. ``--plain`` leaves out the copied code: a folder inside the
-package does without. A card is written where the run has its ``run_record.json`` and an evaluation is given, the folder
+package does without. A card is written where the run has its ``run_record.json`` and evaluations are given, folders
 that ``mat2seq evaluate csp`` wrote.
 """
 
@@ -16,6 +16,7 @@ import argparse
 import json
 import re
 import sys
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +34,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the stored weights")
     parser.add_argument("--shard-mb", type=int, help="largest file of weights, in MB (default: one file)")
     parser.add_argument("--plain", action="store_true", help="without copied code")
-    parser.add_argument("--report", type=Path, help="folder of `mat2seq evaluate csp`; with it a card is written")
+    parser.add_argument(
+        "--report", type=Path, nargs="+", help="folders of `mat2seq evaluate csp`; with them a card is written"
+    )
+    parser.add_argument("--sampling", nargs="+", default=[], help="the command that drew the samples of each report")
     parser.add_argument("--record", type=Path, help="run record (default: RUN/run_record.json)")
     parser.add_argument("--facts", type=Path, help="keep what the card was rendered from here, and a copy beside it")
-    parser.add_argument("--title", default="Mat2Seq tiny, MP-20")
+    parser.add_argument("--after", type=Path, help="such facts of the model that this run went on from")
+    parser.add_argument("--title", help="heading of the card (default: the name)")
+    parser.add_argument("--corpus", default="a corpus of its own", help="what the training crystals are, for the card")
     parser.add_argument("--name", help="repository or folder that the card's snippets load (default: OUTPUT)")
-    parser.add_argument(
-        "--command",
-        default="accelerate launch scripts/train.py --recipe mp_20_tiny --train_data prepared/train "
-        "--eval_data prepared/val --output_dir runs/mp_20_tiny --time_budget_minutes 72",
-        help="the training command, for the card",
-    )
-    parser.add_argument(
-        "--sampling",
-        default="accelerate launch scripts/generate.py --prompts prepared/val_1000 --samples 1 --rows 64 "
-        "--output mp_20_val_1000x1",
-        help="the command that drew the samples of the report, for the card",
-    )
+    parser.add_argument("--command", help="the training command, for the card")
     return parser.parse_args()
 
 
@@ -67,11 +62,13 @@ def main() -> None:
     from mat2seq_hf import build_tokenizer
     from mat2seq_hf.errors import Mat2SeqError
     from mat2seq_hf.evaluation.schema import load_report
-    from mat2seq_hf.publishing.cards import public_record, public_report, render_model_card
+    from mat2seq_hf.publishing.cards import public_model, public_record, public_report, render_model_card
     from mat2seq_hf.publishing.folder import save_model_folder
     from mat2seq_hf.training.checkpoints import weights_folder
 
     options = parse_arguments()
+    if len(options.sampling) > len(options.report or []):
+        sys.exit(f"--sampling has {len(options.sampling)} commands for {len(options.report or [])} reports")
     try:
         source = weights_folder(options.run)
     except Mat2SeqError as error:
@@ -97,11 +94,18 @@ def main() -> None:
     if options.report is None:
         return
     record = json.loads((options.record or options.run / "run_record.json").read_text(encoding="utf-8"))
+    earlier = [] if options.after is None else json.loads(options.after.read_text(encoding="utf-8"))["runs"]
+    name = options.name or str(options.output)
     facts = {
-        "name": options.name or str(options.output),
-        "title": options.title,
-        "record": {**public_record(record), "command": options.command, "sampling": options.sampling},
-        "report": public_report(load_report(options.report)),
+        "name": name,
+        "title": options.title or name,
+        "corpus": options.corpus,
+        "model": public_model(model.config),
+        "runs": [*earlier, {**public_record(record), "command": options.command}],
+        "reports": [
+            {**public_report(load_report(report)), "sampling": sampling}
+            for report, sampling in zip_longest(options.report, options.sampling)
+        ],
     }
     card = render_model_card(**facts)
     (options.output / "README.md").write_text(str(card), encoding="utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from mat2seq_hf.evaluation.schema import LABELS
 from mat2seq_hf.publishing.cards import public_record, render_model_card
 from mat2seq_hf.registration import DEFAULT_MODEL
 from mat2seq_hf.sequence import scheme_fingerprint
@@ -33,7 +34,32 @@ def test_the_shipped_model_has_its_card_and_fits_the_scheme() -> None:
 
 def test_a_public_record_holds_no_paths() -> None:
     (facts,) = [json.loads(path.read_text(encoding="utf-8")) for path in CARDS if path.stem == "mp_20_tiny"]
-    record = facts["record"]
-    record["settings"]["output_dir"] = "/home/someone/runs"
+    record = facts["runs"][0]
+    record["settings"] |= {"output_dir": "/home/someone/runs", "init_from": "/home/someone/start"}
     record["data"]["train"]["folder"] = "/home/someone/data"
-    assert "/home" not in json.dumps(public_record(record))
+    public = public_record(record)
+    assert "/home" not in json.dumps(public)
+    assert public["settings"]["init_from"] == "`start`"
+
+
+def test_a_card_of_another_model_says_what_that_one_is() -> None:
+    (facts,) = [json.loads(path.read_text(encoding="utf-8")) for path in CARDS if path.stem == "mp_20_tiny"]
+    run = facts["runs"][0]
+    facts |= {"name": "org/mine", "title": "Mine", "corpus": "my oxides"}
+    facts["model"] = {"architecture": "LlamaForCausalLM", "max_atoms": None, "fields": ["band_gap"]}
+    facts["runs"] = [run, {**run, "hardware": {"threads": 8, "gpu": "NVIDIA H100"}, "command": "second command"}]
+    many = {**facts["reports"][0], "name": "val, 20 each", "sampling": "draw 20"}
+    many["settings"] = {**many["settings"], "samples": 20}
+    facts["reports"].append(many)
+    card = str(render_model_card(**facts))
+    assert 'model="org/mine"' in card
+    assert "crystals of my oxides" in card
+    assert "LlamaForCausalLM" in card
+    assert "MP-20 training" not in card
+    assert "It takes band_gap" in card
+    assert "then, from these weights" in card
+    assert "on NVIDIA H100" in card
+    assert card.index("second command") < card.index("draw 20")
+    any_of_k = next(line for line in card.splitlines() if line.startswith(f"| {LABELS['match_k']} |"))
+    assert any_of_k.split("|")[2].strip() == ""  # the first report has one sample of each
+    assert "%" in any_of_k.split("|")[3]

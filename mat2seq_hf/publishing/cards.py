@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from transformers import PretrainedConfig
 
 from ..evaluation.schema import LABELS, format_figure
 
-__all__ = ["public_record", "public_report", "render_model_card"]
+__all__ = ["public_model", "public_record", "public_report", "render_model_card"]
 
 _SETTINGS = (
     *("model_size", "optimizer", "learning_rate", "muon_learning_rate", "weight_decay", "dropout", "batching"),
@@ -50,88 +53,110 @@ pipe = Pipe(
 _TRAINING = """\
 ## Training
 
-- data: {crystals:,} crystals of the MP-20 training split (Materials Project, CC BY 4.0), {tokens:,} tokens,
-  fingerprint `{fingerprint}`; canonical form `{scheme}`
-- model: stock `GPT2LMHeadModel`, {parameters:,} parameters, trained from scratch
-- {steps:,} steps, {epochs:.2f} epochs, {tokens_seen:,} tokens, {minutes:.0f} minutes on {threads} CPU threads shared
-  with other work ({rate:,.0f} tokens a second)
-- optimizer {optimizer}, learning rate {learning_rate:g}, dropout {dropout:g}, seed {seed}
+- data: {crystals:,} crystals of {corpus}, {tokens:,} tokens, fingerprint `{fingerprint}`; canonical form `{scheme}`
+- model: stock `{architecture}`, {parameters:,} parameters
+{runs}
 - software: {software}
 """
+
+_RUN = (
+    "- {begin}: {steps:,} steps, {epochs:.2f} epochs, {tokens_seen:,} tokens, {minutes:.0f} minutes on {hardware} "
+    "({rate:,.0f} tokens a second); {optimizer}, learning rate {learning_rate:g}{matrices}, dropout {dropout:g}, "
+    "seed {seed}"
+)
 
 _FIGURES = (
     *("match_1", "match_k", "rmse_1", "rmse_k", "match_1_valid", "match_k_valid", "metre", "formula_right"),
     *("space_group_right", "valid_structure", "valid_composition", "valid"),
 )
 
+_BITS = "Validation, {crystals:,} crystals: {bits:.1f} +- {error:.1f} bits per structure (unigrams: {unigram:.1f}).\n"
+
 _METHOD = """\
-{place}. The prompt is the composition of the primitive cell and nothing else; StructureMatcher ltol {ltol:g}, stol
-{stol:g}, angle_tol {angle_tol:g}; no sample is filtered or picked, missing ones are misses; intervals are 95 %.
-Commands:
+The prompt is the composition of the primitive cell and nothing else; missing samples are misses, none is filtered, and
+one is picked out of several only where its command says `--candidates`. Match: StructureMatcher ltol {ltol:g}, stol
+{stol:g}, angle_tol {angle_tol:g}. Intervals are 95 %. Commands:
 
 ```bash
-{training}
-{sampling}
-{evaluation}
+{commands}
 ```
 """
-
-
-def _training(record: dict[str, Any]) -> str:
-    settings, train = record["settings"], record["data"]["train"]
-    return _TRAINING.format(
-        crystals=train["crystals"],
-        tokens=train["tokens"],
-        fingerprint=train["fingerprint"],
-        scheme=record["scheme"]["fingerprint"],
-        parameters=record["parameters"],
-        steps=record["steps"],
-        epochs=record["epochs"],
-        tokens_seen=record["tokens_seen"],
-        minutes=record["training_seconds"] / 60,
-        threads=record["hardware"]["threads"],
-        rate=record["throughput"]["tokens_per_second"],
-        optimizer=settings["optimizer"],
-        learning_rate=settings["learning_rate"],
-        dropout=settings["dropout"],
-        seed=settings["seed"],
-        software=", ".join(f"{name} {version}" for name, version in record["versions"].items() if version),
-    )
-
-
-def _results(record: dict[str, Any], report: dict[str, Any]) -> str:
-    results, validation = record["results"], record["data"]["validation"]
-    bits, error = results["bits_per_structure"], results["bits_per_structure_standard_error"]
-    rows = [
-        (f"validation, bits per structure ({validation['crystals']:,} crystals)", f"{bits:.1f} +- {error:.1f}"),
-        ("the same of a unigram model", f"{results['unigram_bits_per_structure']:.1f}"),
-    ]
-    figures = {name: report["figures"][name] for name in _FIGURES if name in report["figures"]}
-    if report["settings"]["samples"] == 1:  # then one sample and any of k are the same
-        figures = {name: figure for name, figure in figures.items() if "_k" not in name}
-    rows += [(LABELS[name], format_figure(name, figure)) for name, figure in figures.items()]
-    table = ["| what | figure |", "|---|---|", *(f"| {what} | {figure} |" for what, figure in rows)]
-    method = _METHOD.format(
-        place=report["name"],
-        sampling=record["sampling"],
-        evaluation=report["command"],
-        training=record["command"],
-        **report["settings"],
-    )
-    return "\n".join(["## Results", "", *table, "", method])
-
 
 _LIMITS = """\
 ## Limits
 
-- Trained on crystals with at most 20 atoms in the primitive cell, computed with DFT (PBE); much larger ones it does not
-  write well.
-- Samples are proposals. The grammar guarantees composition, space group and Wyckoff positions, not that atoms keep
+{size}- Samples are proposals. The grammar guarantees composition, space group and Wyckoff positions, not that atoms keep
   their distances, that the crystal is stable, or that it can be made: relax and check them.
-- It knows no properties: prompts for a band gap or an energy are refused.
-- The match rate above is on validation crystals; random splits of Materials Project data share structure types with the
-  training split.
+- {fields}
+- Random splits of a corpus share structure types with the training split: match rates on them say little about
+  chemistries that are not there.
 """
+
+
+def _run(record: dict[str, Any], first: bool) -> str:
+    settings, hardware = record["settings"], record["hardware"]
+    source = settings.get("init_from")
+    muon = settings["optimizer"] == "muon"
+    return _RUN.format(
+        begin=("from random weights" if source is None else f"from {source}") if first else "then, from these weights",
+        hardware=hardware.get("gpu") or f"{hardware['threads']} CPU threads",
+        minutes=record["training_seconds"] / 60,
+        rate=record["throughput"]["tokens_per_second"],
+        matrices=f" ({settings['muon_learning_rate']:g} for matrices)" if muon else "",
+        **{name: record[name] for name in ("steps", "epochs", "tokens_seen")},
+        **{name: settings[name] for name in ("optimizer", "learning_rate", "dropout", "seed")},
+    )
+
+
+def _training(model: dict[str, Any], runs: Sequence[dict[str, Any]], corpus: str) -> str:
+    last = runs[-1]
+    train = last["data"]["train"]
+    return _TRAINING.format(
+        corpus=corpus,
+        scheme=last["scheme"]["fingerprint"],
+        runs="\n".join(_run(run, number == 0) for number, run in enumerate(runs)),
+        software=", ".join(f"{name} {version}" for name, version in last["versions"].items() if version),
+        parameters=last["parameters"],
+        architecture=model["architecture"],
+        **{name: train[name] for name in ("crystals", "tokens", "fingerprint")},
+    )
+
+
+def _cell(report: dict[str, Any], name: str) -> str:
+    if name not in report["figures"] or (report["settings"]["samples"] == 1 and "_k" in name):
+        return ""  # of one sample, one and any of k are the same
+    return format_figure(name, report["figures"][name])
+
+
+def _results(runs: Sequence[dict[str, Any]], reports: Sequence[dict[str, Any]]) -> str:
+    results, validation = runs[-1]["results"], runs[-1]["data"]["validation"]
+    bits, error = results["bits_per_structure"], results["bits_per_structure_standard_error"]
+    unigram = results["unigram_bits_per_structure"]
+    parts = [
+        "## Results\n",
+        _BITS.format(crystals=validation["crystals"], bits=bits, error=error, unigram=unigram),
+        f"| | {' | '.join(report['name'] for report in reports)} |",
+        "|---" * (len(reports) + 1) + "|",
+    ]
+    for name in _FIGURES:
+        cells = [_cell(report, name) for report in reports]
+        if any(cells):
+            parts.append(f"| {LABELS[name]} | {' | '.join(cells)} |")
+    commands = [run["command"] for run in runs if run.get("command")]
+    for report in reports:
+        commands += [command for command in (report.get("sampling"), report["command"]) if command]
+    return "\n".join([*parts, "", _METHOD.format(commands="\n".join(commands), **reports[0]["settings"])])
+
+
+def _limits(model: dict[str, Any]) -> str:
+    atoms, fields = model.get("max_atoms"), model.get("fields")
+    size = f"- Trained on cells of at most {atoms} atoms; much larger ones it does not write well.\n" if atoms else ""
+    known = (
+        f"It takes {', '.join(fields)} as wishes, and no other properties."
+        if fields
+        else "It knows no properties: prompts for a band gap or an energy are refused."
+    )
+    return _LIMITS.format(size=size, fields=known)
 
 
 def public_report(report: dict[str, Any]) -> dict[str, Any]:
@@ -141,27 +166,51 @@ def public_report(report: dict[str, Any]) -> dict[str, Any]:
 
 def public_record(record: dict[str, Any]) -> dict[str, Any]:
     """What a card needs of ``run_record.json``: no paths, no machine names."""
+    settings = record["settings"]
     data = {
         split: {key: facts[key] for key in ("crystals", "tokens", "fingerprint")}
         for split, facts in record["data"].items()
     }
+    source = settings.get("init_from")
+    if source is not None:
+        source = "the model in the package" if source == "shipped" else f"`{PurePath(source).name}`"
     return {
-        "settings": {key: record["settings"][key] for key in _SETTINGS if key in record["settings"]},
-        "hardware": {"threads": record["hardware"]["threads"]},
+        "settings": {**{key: settings[key] for key in _SETTINGS if key in settings}, "init_from": source},
+        "hardware": {key: record["hardware"][key] for key in ("threads", "gpu") if key in record["hardware"]},
         "data": data,
         **{key: record[key] for key in _FACTS},
     }
 
 
-def render_model_card(record: dict[str, Any], report: dict[str, Any], *, name: str, title: str) -> ModelCard:
+def public_model(config: PretrainedConfig) -> dict[str, Any]:
+    """What a card needs of a model's configuration."""
+    known = getattr(config, "mat2seq", None) or {}
+    return {
+        "architecture": (config.architectures or [type(config).__name__])[0],
+        "max_atoms": known.get("max_atoms"),
+        "fields": known.get("fields") or [],
+    }
+
+
+def render_model_card(
+    *,
+    name: str,
+    title: str,
+    corpus: str,
+    model: dict[str, Any],
+    runs: Sequence[dict[str, Any]],
+    reports: Sequence[dict[str, Any]],
+) -> ModelCard:
     """The card of a model.
 
     Args:
-        record: :func:`public_record` of its training run, with the commands that trained it and drew the samples under
-            ``command`` and ``sampling``.
-        report: :func:`public_report` of its evaluation.
         name: repository, such as ``"org/model"``, or folder that snippets load it from.
         title: heading of the card.
+        corpus: what the training crystals are, such as ``"the MP-20 training split (CC BY 4.0)"``.
+        model: :func:`public_model` of its configuration.
+        runs: :func:`public_record` of each training run that led to it, the first one first, with the ``command`` that
+            made it where it is known.
+        reports: :func:`public_report` of its evaluations, each with the command that drew its samples (``sampling``).
 
     Returns:
         a card with metadata; ``str(card)`` is its Markdown.
@@ -182,8 +231,8 @@ def render_model_card(record: dict[str, Any], report: dict[str, Any], *, name: s
         "## Use",
         _SNIPPET.format(model="" if shipped else f', model="{name}"'),
         "" if shipped else _WITHOUT_PACKAGE.format(name=name),
-        _training(record),
-        _results(record, report),
-        _LIMITS,
+        _training(model, runs, corpus),
+        _results(runs, reports),
+        _limits(model),
     ]
     return ModelCard("\n\n".join(part.strip() for part in parts if part.strip()) + "\n")
