@@ -85,8 +85,8 @@ one is picked out of several only where its command says `--candidates`. Match: 
 _LIMITS = """\
 ## Limits
 
-{size}- Samples are proposals. The grammar guarantees composition, space group and Wyckoff positions, not that atoms keep
-  their distances, that the crystal is stable, or that it can be made: relax and check them.
+{size}- Samples are proposals. The grammar guarantees composition, space group and Wyckoff positions, not that atoms
+  keep their distances, that the crystal is stable, or that it can be made: relax and check them.
 - {fields}
 - Random splits of a corpus share structure types with the training split: match rates on them say little about
   chemistries that are not there.
