@@ -34,6 +34,9 @@ __all__ = ["CrystalGenerationPipeline"]
 
 _DRAWING = ("temperature", "top_k", "top_p", "do_sample", "num_beams", "generation_config")
 _MOST_ROWS = 256  # drawn together
+_PUSHING = (  # arguments of push_to_hub
+    *("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags"),
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class CrystalGenerationPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         if self.device.type == "cpu" and self.model.dtype != torch.float32:
             self.model.float()  # half precision is stored to save space, and is slow and coarse on a CPU
+        self.model.eval()  # a model that was just made or trained would sample with dropout
         self.grammar = Grammar().compile(self.tokenizer)
         self._check_scheme()
 
@@ -167,15 +171,21 @@ class CrystalGenerationPipeline(Pipeline):
     def save_pretrained(self, save_directory: str | PathLike[Any], **kwargs: Any) -> None:
         """Write model, tokenizer and code. The folder is loaded with this package, or without it by the class.
 
+        With ``push_to_hub=True`` all of it is uploaded then, to ``repo_id`` (default: the folder's name).
+
         The configuration does not name the pipeline, as transformers would have it: with this package installed, the
         name would stand for the code in the folder.
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
+        push = kwargs.pop("push_to_hub", False)
+        hub = {name: kwargs.pop(name) for name in _PUSHING if name in kwargs}
         vars(self.model.config).pop("custom_pipelines", None)
         self.model.save_pretrained(folder, **kwargs)
         self.tokenizer.save_pretrained(folder, **kwargs)
         custom_object_save(type(self), folder)
+        if push:  # not before: model and tokenizer would each be uploaded alone, without the code
+            self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
 
     def _context(self) -> int:
         return int(self.model.config.max_position_embeddings)

@@ -76,6 +76,9 @@ def parse_formula(text: str) -> dict[str, int]:
 
 def _whole(digits: str, text: str) -> int:
     count = int(digits[:9] or 1)  # longer ones are refused anyway, and int() has a limit of its own
+    if digits.startswith("0"):
+        hint = "write whole numbers" if "." in text else "is it the letter O, for oxygen?"
+        raise FormulaError(f"formula {text!r}: a count cannot begin with 0; {hint}")
     if not 1 <= count <= MAX_ATOMS:
         raise FormulaError(f"formula {text!r}: {digits} is not a count from 1 to {MAX_ATOMS}")
     return count

@@ -88,10 +88,14 @@ def plain_settings(parameters: Mapping[str, Any]) -> SamplingSettings | None:
 
     Args:
         parameters: generation parameters of the caller and of the model, together.
+
+    Raises:
+        PromptError: one of them is out of range, see :func:`check_sampling`.
     """
     others = {name for name, value in parameters.items() if value is not None and value is not False} - _IRRELEVANT
     if not parameters.get("do_sample") or others - {*_PLAIN, "do_sample"}:
         return None
+    check_sampling({name: parameters.get(name) for name in _PLAIN})  # a generation_config is checked nowhere else
     given: dict[str, Any] = {name: _PLAIN[name](parameters[name]) for name in others - {"do_sample"}}
     return SamplingSettings(**given)
 

@@ -26,8 +26,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run, or any with a model and its config.json")
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--temperature", type=float, default=0.5)
-    parser.add_argument("--top-k", type=int, default=10)
+    parser.add_argument("--temperature", type=float, help="default: what the run's folder says, else 0.5")
+    parser.add_argument("--top-k", type=int, help="default: what the run's folder says, else 10")
     parser.add_argument(
         "--max-atoms", type=int, help="atoms of the largest cell it answers with (default: in training)"
     )
@@ -54,6 +54,14 @@ def symprec_of(config: Any) -> float:
     return float(found[1]) if found else 0.01
 
 
+def settings_of(config: Any) -> dict[str, Any]:
+    """How a model's generation_config says that it is sampled; nothing where it says none."""
+    if not config.do_sample:
+        return {}
+    named = {name: getattr(config, name, None) for name in ("temperature", "top_k", "top_p", "mat2seq")}
+    return {name: value for name, value in named.items() if value is not None}
+
+
 def main() -> None:
     """Write the folder and the card."""
     import torch
@@ -64,6 +72,7 @@ def main() -> None:
     from mat2seq_hf.evaluation.schema import load_report
     from mat2seq_hf.publishing.cards import public_model, public_record, public_report, render_model_card
     from mat2seq_hf.publishing.folder import save_model_folder
+    from mat2seq_hf.sampling import check_sampling
     from mat2seq_hf.training.checkpoints import weights_folder
 
     options = parse_arguments()
@@ -71,13 +80,15 @@ def main() -> None:
         sys.exit(f"--sampling has {len(options.sampling)} commands for {len(options.report or [])} reports")
     try:
         source = weights_folder(options.run)
+        check_sampling({"temperature": options.temperature, "top_k": options.top_k})
+        reports = [public_report(load_report(report)) for report in options.report or []]
     except Mat2SeqError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, options.dtype))
     model.generation_config = GenerationConfig(
-        do_sample=True,
-        temperature=options.temperature,
-        top_k=options.top_k,
+        **{"do_sample": True, "temperature": 0.5, "top_k": 10}
+        | settings_of(model.generation_config)
+        | {name: value for name in ("temperature", "top_k") if (value := getattr(options, name)) is not None},
         bos_token_id=model.config.bos_token_id,
         eos_token_id=model.config.eos_token_id,
         pad_token_id=model.config.pad_token_id,
@@ -86,12 +97,14 @@ def main() -> None:
         model.config.mat2seq = {**model.config.mat2seq, "max_atoms": options.max_atoms}
     elif "max_atoms" not in model.config.mat2seq:
         print(f"{source} does not say how large the cells of its training data were: --max-atoms limits its answers")
+    for stale in ("README.md", "model.safetensors.index.json"):  # of a model that was in the folder before
+        (options.output / stale).unlink(missing_ok=True)
     save_model_folder(model, build_tokenizer(symprec_of(model.config)), options.output, with_code=not options.plain)
     if options.shard_mb is not None:
         (options.output / "model.safetensors").unlink(missing_ok=True)
         model.save_pretrained(options.output, max_shard_size=f"{options.shard_mb}MB")
     print(f"{options.output}: {sum(file.stat().st_size for file in options.output.iterdir()) / 1e6:.1f} MB")
-    if options.report is None:
+    if not reports:
         return
     record = json.loads((options.record or options.run / "run_record.json").read_text(encoding="utf-8"))
     earlier = [] if options.after is None else json.loads(options.after.read_text(encoding="utf-8"))["runs"]
@@ -102,10 +115,7 @@ def main() -> None:
         "corpus": options.corpus,
         "model": public_model(model.config),
         "runs": [*earlier, {**public_record(record), "command": options.command}],
-        "reports": [
-            {**public_report(load_report(report)), "sampling": sampling}
-            for report, sampling in zip_longest(options.report, options.sampling)
-        ],
+        "reports": [{**report, "sampling": sampling} for report, sampling in zip_longest(reports, options.sampling)],
     }
     card = render_model_card(**facts)
     (options.output / "README.md").write_text(str(card), encoding="utf-8")

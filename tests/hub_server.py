@@ -1,4 +1,4 @@
-"""A Hub of datasets on this machine, as far as pushing and loading need it; its files live in memory."""
+"""A Hub of datasets and models on this machine, as far as pushing and loading need it; its files live in memory."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 __all__ = ["hub"]
 
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
+_LARGE = (".parquet", ".safetensors")
 
 
 def _sha1(data: bytes) -> str:
@@ -35,7 +36,7 @@ class _Hub:
     def entry(self, path: str, data: bytes) -> dict[str, Any]:
         large = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
         found = {"type": "file", "path": path, "size": len(data), "oid": _sha1(data)}
-        return found | ({"lfs": large} if path.endswith(".parquet") else {})
+        return found | ({"lfs": large} if path.endswith(_LARGE) else {})
 
     def tree(self, repo: str, folder: str) -> list[dict[str, Any]]:
         inside = f"{folder}/" if folder else ""
@@ -90,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None:
             return self._missing("EntryNotFound")
         headers = {"ETag": f'"{_sha1(data)}"', "X-Repo-Commit": self.state.head(repo), "Accept-Ranges": "bytes"}
-        if path.endswith(".parquet"):
+        if path.endswith(_LARGE):
             headers |= {"X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Linked-Size": str(len(data))}
         if asked := re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
@@ -105,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(found) if found or not rest else self._missing("EntryNotFound")
         if verb == "preupload":
             names = [file["path"] for file in json.loads(body)["files"]]
-            modes = ["lfs" if name.endswith(".parquet") else "regular" for name in names]
+            modes = ["lfs" if name.endswith(_LARGE) else "regular" for name in names]
             return self._send(
                 {
                     "files": [
@@ -148,8 +149,10 @@ class _Handler(BaseHTTPRequestHandler):
                 for o in json.loads(body)["objects"]
             ]
             return self._send({"transfer": "basic", "objects": objects})
-        file = re.fullmatch(rf"/datasets/{_REPO}/resolve/[^/]+/(?P<path>.+)", path)
-        api = re.fullmatch(rf"/api/datasets/{_REPO}(?:/(?P<verb>[a-z-]+)(?:/[^/]+(?:/(?P<rest>.*))?)?)?", path)
+        file = re.fullmatch(rf"/(?:datasets/)?{_REPO}/resolve/[^/]+/(?P<path>.+)", path)
+        api = re.fullmatch(
+            rf"/api/(?:datasets|models)/{_REPO}(?:/(?P<verb>[a-z-]+)(?:/[^/]+(?:/(?P<rest>.*))?)?)?", path
+        )
         found = file or api
         if found is None or found["repo"] not in self.state.repos:
             return self._missing("RepoNotFound")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import io
+import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -40,6 +42,14 @@ def test_every_command_has_help_with_examples(command: str, capsys: Capture) -> 
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     assert f"mat2seq {command}" in capsys.readouterr().out.split("example")[1]
+
+
+def test_the_commands_of_the_readme_are_ones() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^mat2seq .*", readme, re.MULTILINE)
+    assert len(lines) > 8
+    for line in lines:
+        build_parser().parse_args(shlex.split(line, comments=True)[1:])  # exits where an option is unknown
 
 
 def test_a_command_is_required(capsys: Capture) -> None:

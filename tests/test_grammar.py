@@ -331,6 +331,12 @@ def test_an_impossible_formula_is_refused(formula: str) -> None:
         GRAMMAR.initial(Prompt(formula))
 
 
+@pytest.mark.parametrize(("formula", "hint"), [("BaTi03", "the letter O"), ("Ba0.5Sr0.5TiO3", "whole numbers")])
+def test_a_count_that_begins_with_zero_gets_a_hint(formula: str, hint: str) -> None:
+    with pytest.raises(FormulaError, match=hint):
+        parse_formula(formula)
+
+
 def test_the_smallest_cell_is_attained_and_no_smaller_one_exists() -> None:
     for number, elements in itertools.product((1, 62, 194, 225, 227), (1, 3, 6)):
         least = smallest_cell(number, elements)

@@ -189,6 +189,8 @@ def test_samples_that_are_cut_off_say_so(pipe: CrystalGenerationPipeline) -> Non
         ("NaCl", {"top_k": 1.5}, PromptError, "top_k must be"),
         ("NaCl", {"top_p": 0.0}, PromptError, "top_p must be"),
         ("NaCl", {"max_new_tokens": 0}, PromptError, "max_new_tokens must be"),
+        ("NaCl", {"generation_config": GenerationConfig(do_sample=True, temperature=0.0)}, PromptError, "temperature"),
+        ("NaCl", {"generation_config": GenerationConfig(do_sample=True, top_k=-1)}, PromptError, "top_k must be"),
         ("NaCl", {"num_return_sequences": 0}, PromptError, "num_return_sequences must be"),
         (3, {}, PromptError, "not int"),
         (["NaCl", 3], {}, PromptError, "not int"),

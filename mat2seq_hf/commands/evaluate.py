@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the tasks and their options."""
     tasks = parser.add_subparsers(title="tasks", metavar="TASK", required=True, dest="task")
     for name, (summary, declare, _) in _TASKS.items():
-        task = tasks.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        end = "" if summary.endswith("?") else "."
+        task = tasks.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}{end}")
         declare(task)
         add = task.add_argument
         add("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where report and table go")

@@ -162,6 +162,8 @@ def clustered_mean(groups: Sequence[Sequence[float]]) -> Figure:
     residuals = np.array([float((group - value).sum()) for group in kept])
     error = math.sqrt(float((residuals**2).sum()) * len(kept) / (len(kept) - 1)) / n
     low, high = value - _Z * error, value + _Z * error
+    if all((group >= 0).all() for group in kept):  # a distance: nothing is below 0
+        low = max(low, 0.0)
     if all(np.isin(group, (0.0, 1.0)).all() for group in kept):  # a share
         spread = value * (1 - value)
         low, high = _wilson(value, min(n, spread / error**2) if spread and error else len(kept))

@@ -37,12 +37,12 @@ def generate(model: Any, formula: Any = None, code: str | None = None, **argumen
             None for any crystal.
         code: folder or repository with the code, by default the one the model came from.
         arguments: formula_units, elements, n_atoms, max_atoms, space_group, crystal_system, condition, properties or a
-            property by its name, as for the pipeline, and anything that ``model.generate`` takes but ``inputs``: the
-            prompt takes its place. do_sample is True if not given.
+            property by its name, as for the pipeline, and anything that ``model.generate`` takes but ``inputs`` and
+            the like: the prompt takes their place. do_sample is True if not given.
 
     Raises:
-        FormulaError, PromptError: what is asked cannot be read or fulfilled, or names a property that the model was not
-            trained with.
+        FormulaError, PromptError: what is asked cannot be read or fulfilled, names a property that the model was not
+            trained with, or comes as tokens.
 
     Returns:
         what ``model.generate`` returns; decode it with the tokenizer of the folder.
@@ -55,10 +55,14 @@ def generate(model: Any, formula: Any = None, code: str | None = None, **argumen
     """
     reading, fitting, masking = _modules(code or model.name_or_path)
     wishes = {name: arguments.pop(name) for name in reading.WISHES if name in arguments}
-    arguments = {name: value for name, value in arguments.items() if value is not None and name != "inputs"}
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    if tokens := sorted(arguments.keys() & {"inputs", "input_ids", "inputs_embeds", "attention_mask"}):
+        raise fitting.PromptError(f"{tokens[0]} would be overlooked: say what is asked by name, as formula='BaTiO3'")
     one = formula is None or isinstance(formula, (str, Mapping, reading.Prompt))
     record = getattr(model.config, "mat2seq", None) or {}
     prompts = [reading.read_prompt(asked, wishes) for asked in ([formula] if one else formula)]
+    if not prompts:
+        raise fitting.PromptError("formula is an empty list; leave it out for any crystal")
     processor = masking.GrammarLogitsProcessor([fitting.prompt_for_model(prompt, record) for prompt in prompts])
     begin, pad = model.config.bos_token_id, model.config.pad_token_id
     starts = [[begin, *processor.grammar.forced_prefix(prompt)] for prompt in processor.prompts]

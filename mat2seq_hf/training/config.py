@@ -182,7 +182,10 @@ def parse_config(arguments: Sequence[str]) -> TrainConfig:
         if unknown := sorted(set(fields) - {action.dest for action in parser._actions}):
             raise Mat2SeqError(f"recipe {recipe!r} has fields that do not exist: {', '.join(unknown)}")
         parser.set_defaults(**fields)
-    (config,) = parser.parse_args_into_dataclasses(args=list(arguments))
+    try:
+        (config,) = parser.parse_args_into_dataclasses(args=list(arguments))
+    except ValueError as error:
+        raise Mat2SeqError(f"{error}; scripts/train.py --help lists all options") from error
     assert isinstance(config, TrainConfig)
     if config.train_data is None:
         raise Mat2SeqError(

@@ -1,0 +1,53 @@
+"""Exporting a model keeps what was found out about it, and leaves nothing of another one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, GPT2LMHeadModel
+
+from mat2seq_hf import build_tokenizer, gpt2_config
+from mat2seq_hf.publishing import save_model_folder
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "export_model.py"
+
+
+def export(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments), "--max-atoms", "20"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_settings_stay_and_what_belongs_to_another_model_goes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(gpt2_config("tiny", n_embd=16, n_layer=1, n_head=2, n_positions=64))
+    searched = {"samples": 20, "temperature": 0.9, "top_k": 40}
+    model.generation_config = GenerationConfig(do_sample=True, temperature=0.8, top_k=7, mat2seq=searched)
+    source = save_model_folder(model, build_tokenizer(), tmp_path / "source", with_code=False)
+    output = tmp_path / "output"
+    output.mkdir()
+    for name in ("README.md", "model.safetensors.index.json"):
+        (output / name).write_text("of another model")
+    assert export(source, "-o", output, "--top-k", 9).returncode == 0
+    kept = json.loads((output / "generation_config.json").read_text())
+    assert (kept["temperature"], kept["top_k"], kept["mat2seq"]) == (0.8, 9, searched)
+    assert not (output / "README.md").exists()
+    assert not (output / "model.safetensors.index.json").exists()
+
+
+def test_nothing_is_written_where_something_is_wrong(tmp_path: Path) -> None:
+    model = GPT2LMHeadModel(gpt2_config("tiny", n_embd=16, n_layer=1, n_head=2, n_positions=64))
+    source = save_model_folder(model, build_tokenizer(), tmp_path / "source", with_code=False)
+    for wrong, said in (
+        (["--temperature", 0], "temperature must be"),
+        (["--top-k", -1], "top_k must be"),
+        (["--report", tmp_path / "nosuch"], "nosuch"),
+    ):
+        done = export(source, "-o", tmp_path / "output", *wrong)
+        assert done.returncode == 1
+        assert said in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "output").exists()
