@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
+from filelock import FileLock
 
 from mat2seq_hf.corpora.cluster import prepare_with_ray
 from mat2seq_hf.corpora.load import SAMPLE_CORPUS
@@ -69,4 +70,10 @@ def test_settings_that_cannot_work_are_refused_before_ray_starts(tmp_path: Path)
         prepare_with_ray([SAMPLE_CORPUS], tmp_path, duplicates="ignore")
     with pytest.raises(Mat2SeqError, match="no crystals in"):
         prepare_with_ray([tmp_path], tmp_path / "out")
+    assert not ray.is_initialized()
+
+
+def test_a_job_and_a_run_into_one_folder_are_refused(tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".lock"), pytest.raises(Mat2SeqError, match="another run is writing"):
+        prepare_with_ray([SAMPLE_CORPUS], tmp_path)
     assert not ray.is_initialized()

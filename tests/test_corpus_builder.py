@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import stat
 import threading
+import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,15 +19,21 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset, config
 from pymatgen.core import Lattice, Structure
 
 from mat2seq_hf.canonical import canonicalize
-from mat2seq_hf.corpora.benchmarks import BENCHMARKS, download_benchmark
+from mat2seq_hf.cli import main
+from mat2seq_hf.corpora.benchmarks import BENCHMARKS, download_benchmark, find_benchmark
 from mat2seq_hf.corpora.builder import CrystalCorpus
 from mat2seq_hf.corpora.download import download
+from mat2seq_hf.corpora.feature import Crystal
+from mat2seq_hf.corpora.formats import InputRow
 from mat2seq_hf.corpora.load import SAMPLE_CORPUS, load_crystals
-from mat2seq_hf.errors import Mat2SeqError
+from mat2seq_hf.corpora.prepare import prepare
+from mat2seq_hf.corpora.remote import load_rows
+from mat2seq_hf.corpora.texts import json_text
+from mat2seq_hf.errors import CrystalError, Mat2SeqError
 
 
 @pytest.fixture
@@ -129,7 +139,10 @@ def test_plain_columns_are_read_as_they_are_unless_a_row_is_no_crystal(tmp_path:
     good = load_crystals(SAMPLE_CORPUS, streaming=True)
     assert [(row["id"], row["band_gap"]) for row in good] == [(row["id"], row["band_gap"]) for row in rows]
     assert next(iter(good))["source"] == "mp_20_sample.parquet:0"
-    for spoil in ({"numbers": [0]}, {"lattice": [[1.0, 0.0]]}, {"frac_coords": [[0.0, 0.0, 0.0]]}, {"numbers": None}):
+    flat, far = [[1.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 1.0]], [[float("inf"), 0.0, 0.0]] * 3
+    shapes = ({"numbers": [0]}, {"lattice": [[1.0, 0.0]]}, {"frac_coords": [[0.0, 0.0, 0.0]]}, {"numbers": None})
+    nan = [[float("nan")] * 3] * 4
+    for spoil in (*shapes, {"lattice": flat}, {"lattice": far}, {"frac_coords": nan}):
         rows = table.to_pylist()
         rows[7]["structure"] |= spoil
         path = tmp_path / "spoilt.parquet"
@@ -249,7 +262,7 @@ def test_other_bytes_than_the_published_are_refused(server: _Server, tmp_path: P
     server.files["/a.csv"] = DATA
     with pytest.raises(Mat2SeqError, match="is not the published file"):
         download(f"{server.url}/a.csv", tmp_path / "a.csv", "0" * 40, pause=0.0)
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
     with pytest.raises(Mat2SeqError, match="404"):
         download(f"{server.url}/b.csv", tmp_path / "b.csv", "0" * 40, pause=0.0)
     with pytest.raises(Mat2SeqError, match="neither http"):
@@ -266,3 +279,157 @@ def test_a_benchmark_is_downloaded_split_by_split(
     assert list(paths) == ["train", "val", "test"]
     loaded = load_crystals(paths, cache_dir=tmp_path / "cache")
     assert {name: len(split) for name, split in loaded.items()} == {"train": 1, "val": 1, "test": 1}
+
+
+def test_what_a_file_says_never_opens_another_file(crystals: dict[str, Structure], tmp_path: Path) -> None:
+    secret = tmp_path / "secret.cif"
+    secret.write_text(crystals["NaCl"].to(fmt="cif") + "# password")
+    (tmp_path / "in").mkdir()
+    pd.DataFrame({"id": ["a"], "cif": [str(secret)]}).to_csv(tmp_path / "in" / "a.csv", index=False)
+    (tmp_path / "in" / "b.cif").write_text(str(secret))
+    with zipfile.ZipFile(tmp_path / "in" / "c.zip", "w") as archive:
+        link = zipfile.ZipInfo("link.cif")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, str(secret))
+    loaded = load_crystals(tmp_path / "in", keep_text=True, on_error="keep", cache_dir=tmp_path / "cache")
+    assert [row["source"] for row in loaded] == ["in/a.csv:0", "in/b.cif"]
+    for row in (*loaded, *load_rows([InputRow("a", str(secret), "here")])):
+        assert row["structure"] is None
+        assert "password" not in row["error"]
+    with pytest.raises(CrystalError):
+        Dataset.from_dict({"s": [str(secret)]}).cast_column("s", Crystal())
+    assert Crystal().encode_example(str(secret))["numbers"]  # the user's own path
+
+
+def test_a_folder_has_splits_if_all_of_its_crystals_are_in_one(
+    crystals: dict[str, Structure], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("train.csv", "val.csv"):
+        _table(crystals, gap=[0.5]).to_csv(tmp_path / name, index=False)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "readme.txt").write_text("what this is")
+    out = tmp_path / "out"
+    for _ in range(2):  # again with what was written beside the splits
+        assert main(["prepare", str(tmp_path), "--splits", "-o", str(out), "--num-proc", "1"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["train", "val"]
+    crystals["NaCl"].to(filename=str(tmp_path / "extra.cif"))
+    assert main(["prepare", str(tmp_path), "--splits", "-o", str(tmp_path / "more"), "--num-proc", "1"]) == 2
+    folder = tmp_path / "cifs"
+    folder.mkdir()
+    for name in ("NaCl", "test"):
+        crystals["NaCl"].to(filename=str(folder / f"{name}.cif"))
+    assert len(load_crystals(folder, cache_dir=tmp_path / "cache")) == 2
+    assert "what has the name of no split: NaCl.cif" in caplog.text
+
+
+def test_property_values_are_those_of_the_file(crystals: dict[str, Structure], tmp_path: Path) -> None:
+    codes, formulas = ["1.10", "beta", "1E3", "+5"], ["CsCl", "InF", "NaN", "Inf"]
+    path = tmp_path / "a.csv"
+    _table(crystals, code=codes, formula=formulas, gap=["1", "2.50", "NaN", "nan"]).to_csv(path, index=False)
+    loaded = load_crystals(path, cache_dir=tmp_path / "cache")
+    assert (list(loaded["code"]), list(loaded["formula"])) == (codes, formulas)
+    loaded = load_crystals(path, properties={"gap": "float64", "code": "string"}, cache_dir=tmp_path / "cache")
+    assert list(loaded["gap"])[:2] == [1.0, 2.5]
+    assert list(loaded["code"]) == codes
+
+
+def test_columns_called_like_those_of_the_builder_get_another_name(
+    crystals: dict[str, Structure], tmp_path: Path
+) -> None:
+    table = _table(crystals, id=["icsd-77"], source=["ICSD"], error=[0.02])
+    table.to_csv(tmp_path / "a.csv", index=False)
+    crystal = crystals["NaCl"]
+    plain = json.loads(json_text(crystal.lattice.matrix, crystal.atomic_numbers, crystal.frac_coords))
+    table.drop(columns="cif").assign(structure=[plain]).to_parquet(tmp_path / "b.parquet")
+    for name in ("a.csv", "b.parquet"):
+        (row,) = load_crystals(tmp_path / name, cache_dir=tmp_path / "cache")
+        assert (row["id"], row["source"]) == ("x-0", f"{name}:0")
+        assert (row["id_"], row["source_"], row["error_"]) == ("icsd-77", "ICSD", 0.02)
+    _table(crystals, source_=["own"]).to_csv(tmp_path / "c.csv", index=False)
+    assert load_crystals(tmp_path / "c.csv", cache_dir=tmp_path / "cache")[0]["source_"] == "own"
+    (row,) = load_rows([InputRow("a", json.dumps(plain), "here", json.dumps({"source": "ICSD"}))])
+    assert (row["source"], row["source_"], row["error"]) == ("here", "ICSD", None)
+
+
+def test_a_property_that_comes_late_is_there_or_named(
+    crystals: dict[str, Structure], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(52):
+        _table(crystals, **({"gap": [1.5]} if number == 51 else {"n": [1]})).to_csv(many / f"{number:02}.csv")
+    assert load_crystals(many, cache_dir=tmp_path / "cache")[51]["gap"] == 1.5
+    _table(crystals, gap=[None] * 250 + [1.5]).to_csv(tmp_path / "sparse.csv")
+    assert load_crystals(tmp_path / "sparse.csv", cache_dir=tmp_path / "cache")[250]["gap"] == 1.5
+    rows = [{"cif": crystals["NaCl"].to(fmt="cif"), **({"gap": 1.5} if number > 200 else {})} for number in range(203)]
+    (tmp_path / "late.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert "gap" not in load_crystals(tmp_path / "late.jsonl", cache_dir=tmp_path / "cache").features
+    assert caplog.text.count("the property 'gap' of late.jsonl:201 is left out") == 1
+    again = load_crystals(tmp_path / "late.jsonl", properties={"gap": "float64"}, cache_dir=tmp_path / "cache")
+    assert again[202]["gap"] == 1.5
+
+
+def test_preparing_and_loading_agree_on_what_is_a_crystal(tmp_path: Path) -> None:
+    good = {"lattice": [[4.0, 0, 0], [0, 4, 0], [0, 0, 4]], "numbers": [55], "frac_coords": [[0.0, 0, 0]]}
+    spoilt: list[dict[str, Any]] = [
+        *({"numbers": [8.5]}, {"numbers": [500]}, {"numbers": [55, 17]}, {"numbers": []}, {"numbers": ["Cs"]}),
+        *({"frac_coords": [[float("nan"), 0, 0]]}, {"frac_coords": [[None, 0, 0]]}, {"frac_coords": [[0, 0]]}),
+        *({"lattice": [[0, 0, 0]] * 3}, {"lattice": ["abc"] * 3}, {"lattice": [[float("inf"), 0, 0]] * 3}),
+    ]
+    rows = [good | spoil for spoil in spoilt]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [*rows, good])))
+    loaded = load_crystals(tmp_path / "a.jsonl", on_error="keep", cache_dir=tmp_path / "cache")
+    assert [row["structure"] is None for row in loaded] == [True] * len(rows) + [False]
+    report = prepare([tmp_path / "a.jsonl"], tmp_path / "out", num_proc=1, progress=False)
+    assert (report.encoded, report.rejected) == (1, len(rows))
+    for row in rows:
+        with pytest.raises(CrystalError):
+            Crystal().encode_example(row)
+
+
+def test_a_corpus_of_which_nothing_is_left_says_why(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.cif").write_text("junk")
+    with pytest.raises(Mat2SeqError, match=r"none of the rows is a crystal; the first is in/a\.cif: .*on_error"):
+        load_crystals(tmp_path / "in", cache_dir=tmp_path / "cache")
+
+
+def test_a_row_without_a_name_has_its_number(crystals: dict[str, Structure], tmp_path: Path) -> None:
+    table = pq.read_table(SAMPLE_CORPUS).slice(0, 2)
+    names = pa.array(["a", None])
+    pq.write_table(table.set_column(0, "id", names), tmp_path / "a.parquet")
+    _table(crystals, gap=[1, 2]).assign(material_id=["a", None]).to_parquet(tmp_path / "b.parquet")
+    for name in ("a.parquet", "b.parquet"):
+        assert list(load_crystals(tmp_path / name, cache_dir=tmp_path / "cache")["id"]) == ["a", "1"]
+
+
+def test_names_on_the_hub_may_have_dots() -> None:
+    for name in ("nobody/nothing.v1", "no.body/nothing"):
+        with pytest.raises(Mat2SeqError, match="cannot be loaded from the Hub"):
+            load_crystals(name)
+    for name in ("data/train.csv", "../data", "data/a.cif.gz"):
+        with pytest.raises(Mat2SeqError, match="does not exist"):
+            load_crystals(name)
+
+
+def test_a_split_in_the_cache_is_enough_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path)
+    path = tmp_path / "mat2seq_hf" / "perov_5" / "val.csv"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(DATA)
+    published = replace(BENCHMARKS["perov_5"], checksums=BENCHMARKS["perov_5"].checksums | {"val": _blob(DATA)})
+    assert find_benchmark(published, None, "val") == {"val": path}
+    with pytest.raises(Mat2SeqError, match="HF_HUB_OFFLINE"):
+        find_benchmark(published, None, None)
+
+
+def test_two_downloads_of_one_file_wait_for_each_other(server: _Server, tmp_path: Path) -> None:
+    server.files["/a.csv"] = DATA
+
+    def fetch(_: int) -> None:
+        download(f"{server.url}/a.csv", tmp_path / "a.csv", _blob(DATA), pause=0.0)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(fetch, range(4)))
+    assert len(server.ranges) == 1
+    assert (tmp_path / "a.csv").read_bytes() == DATA

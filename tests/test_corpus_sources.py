@@ -5,13 +5,22 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import lzma
+import os
 import sqlite3
 import tarfile
+import time
 import zipfile
+from datetime import date
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase.io import write
 from pymatgen.core import Structure
@@ -21,7 +30,7 @@ from mat2seq_hf.canonical import canonicalize
 from mat2seq_hf.corpora.encode import encode_row
 from mat2seq_hf.corpora.formats import cif_blocks
 from mat2seq_hf.corpora.prepare import prepare
-from mat2seq_hf.corpora.sources import read_rows
+from mat2seq_hf.corpora.sources import list_units, read_rows, short_names
 from mat2seq_hf.corpora.texts import crystal_of, json_text
 from mat2seq_hf.errors import Mat2SeqError
 
@@ -124,7 +133,44 @@ def test_a_line_within_a_text_field_starts_no_block(cifs: dict[str, str]) -> Non
     assert [name for name, _ in cif_blocks(text + cifs["rutile"])] == ["NaCl", "TiO2"]
 
 
+def _tar(names: str, text: str) -> bytes:
+    """A tar archive of one text under several names, with a comment that does not compress."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name in names:
+            data = f"{text}# {np.random.default_rng(ord(name)).bytes(3000).hex()}\n".encode()
+            member = tarfile.TarInfo(f"{name}.cif")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def _damaged(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes(50) + data[middle + 50 :]
+
+
+def _zip(text: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.cif", text + np.random.default_rng(0).bytes(3000).hex())
+    return stream.getvalue()
+
+
+def _parquet(**columns: Any) -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(pa.table(columns), stream)
+    return stream.getvalue()
+
+
 BROKEN = {
+    "bad.tar.xz": _damaged(lzma.compress(_tar("abcdef", "data_a\n"))),
+    "lzma.zip": _damaged(_zip("data_a\n")),
+    "long.csv": b'id,cif\n1,"' + b"x" * (33 * 2**20) + b'"\n',
+    "number.parquet": _parquet(id=["a"], structure=[5]),
+    "list.parquet": _parquet(id=["a"], structure=[[1.0, 2.0]]),
+    "time.parquet": _parquet(id=["a"], structure=[{"sites": [1], "when": date(2020, 1, 1)}]),
+    "far.xyz": b"999999999999\n\n",
     "cut.json": b'{"lattice": {"matrix": [[1, 0',
     "number.json": b"3",
     "deep.json": b"[" * 100_000,
@@ -201,7 +247,16 @@ def test_what_an_archive_holds_beside_crystals_is_counted(
 
 
 def test_numbers_in_a_csv_are_those_that_people_write(cifs: dict[str, str], tmp_path: Path) -> None:
-    written = {"1_2": "1_2", "007": "007", "-007": "-007", "12": 12, "-0.5": -0.5, "1e3": 1000.0, "0x1": "0x1", "0": 0}
+    written = {
+        "1_2": "1_2",
+        "007": "007",
+        "-007": "-007",
+        "12": 12,
+        "-0.5": -0.5,
+        "1e3": 1000.0,
+        "0x1": "0x1",
+        "0": 0,
+    } | {text: text for text in ("InF", "NaN", "Inf", "1e999", "1_0")}
     pd.DataFrame({"cif": cifs["NaCl"], "code": list(written)}).to_csv(tmp_path / "table.csv", index=False)
     assert [json.loads(row.properties)["code"] for row in read_rows([tmp_path / "table.csv"])] == list(written.values())
 
@@ -211,3 +266,125 @@ def test_sequences_are_never_taken_for_crystals(given: str, files: Path, tmp_pat
     prepare([files / "cif.parquet"], tmp_path / "prepared", num_proc=1, progress=False)
     with pytest.raises(Mat2SeqError, match="holds sequences, not crystals"):
         list(read_rows([tmp_path / given]))
+
+
+def test_values_of_other_types_cost_no_row(cifs: dict[str, str], tmp_path: Path) -> None:
+    text = cifs["NaCl"]
+    late = pa.array([10**15], pa.timestamp("ms"))  # far beyond the year 9999
+    pq.write_table(pa.table({"id": ["a"], "cif": [text.encode()], "when": late}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"id": ["b", None], "cif": [text] * 2}), tmp_path / "b.parquet")
+    short = {"columns": ["cif"], "index": ["d"], "data": [[text]] * 3}
+    (tmp_path / "d.json").write_text(json.dumps(short))
+    (tmp_path / "e.json").write_text(json.dumps(short | {"index": 5}))
+    cell = {"numbers": [3], "positions": [[0, 0, 0]], "cell": [[3, 0, 0], [0, 3, 0], [0, 0, 3]]}
+    (tmp_path / "f.json").write_text(json.dumps({"ids": [1], "nextid": 2, "1": cell | {"key_value_pairs": None}}))
+    rows = list(read_rows([tmp_path]))
+    assert [row.id for row in rows] == ["a", "b", "1", *"012", *"012", "1"]
+    assert not any(row.problem for row in rows)
+    assert rows[0].text == text
+
+
+def test_a_bad_row_of_a_database_costs_only_itself(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "ase.db").write_bytes((files / "ase.db").read_bytes())
+    with sqlite3.connect(tmp_path / "ase.db") as connection:
+        connection.execute("UPDATE systems SET key_value_pairs = 'null' WHERE id = 1")
+    connection.close()
+    assert [bool(row.problem) for row in read_rows([tmp_path / "ase.db"])] == [True, False, False]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_missing_of_a_tar_is_a_row(packed: bool, cifs: dict[str, str], tmp_path: Path) -> None:
+    whole = _tar("abcd", cifs["NaCl"])
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        third = tar.getmembers()[2].offset
+    path = tmp_path / ("a.tar.gz" if packed else "a.tar")
+    spoilt = whole[: third + 148] + b"garbage!" + whole[third + 156 :]
+    for data, problems in ((whole, 0), (spoilt, 1), (whole[: third + 100], 1), (whole[: third + 700], 2)):
+        path.write_bytes(gzip.compress(data) if packed else data)
+        rows = list(read_rows([path]))
+        assert [bool(row.problem) for row in rows] == ([False] * 2 + [True] * problems if problems else [False] * 4)
+
+
+def test_links_are_read_or_named(cifs: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "folder"
+    (tmp_path / "other").mkdir()
+    folder.mkdir()
+    (folder / "a.cif").write_text(cifs["NaCl"])
+    os.link(folder / "a.cif", folder / "b.cif")
+    for name, target in (("c.cif", "a.cif"), ("d.cif", "nothing"), ("e", "../other")):
+        (folder / name).symlink_to(target)
+    with tarfile.open(tmp_path / "linked.tar", "w") as tar:
+        tar.add(folder, "folder")
+    assert [row.id for row in read_rows([folder])] == ["a", "b", "c"]
+    assert "left out 2 links to folders or to nothing" in caplog.text
+    assert {row.text for row in read_rows([tmp_path / "linked.tar"])} == {cifs["NaCl"]}
+    assert "left out 3 symbolic links in linked.tar: folder/c.cif, folder/d.cif, folder/e" in caplog.text
+    assert len(list(read_rows([tmp_path / "linked.tar"]))) == 2
+
+
+def test_what_cannot_be_read_of_a_folder_is_named(
+    cifs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.cif").write_text(cifs["NaCl"])
+    scan = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert len(list_units([tmp_path])) == 1
+    assert "left out 1 files and folders that cannot be read" in caplog.text
+
+
+def test_a_suffix_says_more_than_a_name(cifs: dict[str, str], tmp_path: Path) -> None:
+    pd.DataFrame({"id": ["x", "y"], "cif": cifs["NaCl"]}).to_csv(tmp_path / "poscars.csv", index=False)
+    (tmp_path / "POSCAR_x.json").write_text(json.dumps([{"id": "z", "cif": cifs["NaCl"]}]))
+    assert [row.id for row in read_rows([tmp_path])] == ["z", "x", "y"]
+
+
+def test_scalars_beside_any_kind_of_crystal_are_kept(crystals: dict[str, Structure], tmp_path: Path) -> None:
+    crystal = crystals["NaCl"]
+    plain = json.loads(json_text(crystal.lattice.matrix, crystal.atomic_numbers, crystal.frac_coords))
+    (tmp_path / "a.jsonl").write_text(json.dumps({"id": "a", **plain, "gap": 1.0}))
+    atoms = AseAtomsAdaptor.get_atoms(crystal)
+    atoms.calc = SinglePointCalculator(atoms, energy=-3.5, stress=np.zeros(6))
+    atoms.info["gap"] = 1.0
+    write(tmp_path / "b.extxyz", atoms, format="extxyz")
+    for name in ("c.db", "d.json"):
+        with connect(tmp_path / name) as database:
+            database.write(atoms, gap=1.0)
+    found = [json.loads(row.properties) for row in read_rows([tmp_path])]
+    assert found[0] == {"gap": 1.0}
+    assert all((row["gap"], row["energy"]) == (1.0, -3.5) for row in found[1:])
+    (tmp_path / "e.json").write_text(json.dumps(crystal.as_dict()))
+    assert [row.properties for row in read_rows([tmp_path / "e.json"])] == ["{}"]
+
+
+def test_frames_after_a_bad_one_are_read_and_a_cut_one_says_so(files: Path, tmp_path: Path) -> None:
+    text = (files / "frames.extxyz").read_text()
+    (tmp_path / "a.xyz").write_text(text.replace("Ba ", "Xx ", 1) + "\n" + text + "1000000000000\n\n")
+    rows = list(read_rows([tmp_path / "a.xyz"]))
+    assert [bool(row.problem) for row in rows] == [True, *[False] * 5, True]
+    assert "ends within a frame of 1000000000000 atoms" in rows[-1].problem
+
+
+def test_a_bomb_of_one_line_is_read_no_further_than_a_crystal_may_be_long(
+    cifs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mat2seq_hf.corpora.csv_reading.MAX_TEXT", 2**16)
+    good = json.dumps({"cif": cifs["NaCl"]})
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(f"{good}\n{' ' * 2**20}{good}\n{good}\n".encode()))
+    rows = list(read_rows([tmp_path / "a.jsonl.gz"]))
+    assert [bool(row.problem) for row in rows] == [False, True]
+    assert "a line is longer than" in rows[1].problem
+
+
+def test_names_are_short_and_found_in_linear_time() -> None:
+    paths = [Path(f"/data/{number}/CONTCAR") for number in range(20_000)]
+    begun = time.process_time()
+    assert short_names(paths)[:2] == ["0/CONTCAR", "1/CONTCAR"]
+    assert time.process_time() - begun < 10  # 160 s where each is compared with each
+    assert short_names([Path("/a/x/y"), Path("/b/x/y"), Path("/a/z")]) == ["a/x/y", "b/x/y", "z"]

@@ -129,9 +129,10 @@ print(len(row["structure"]["numbers"]))
 
 def test_crystals_are_pushed_to_a_hub_and_loaded_with_and_without_this_package(tmp_path: Path) -> None:
     ours = """
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from mat2seq_hf import load_crystals
 from mat2seq_hf.corpora.feature import plain_columns
+from mat2seq_hf.errors import Mat2SeqError
 dataset = load_crystals("sample").select(range(20))
 plain_columns(dataset).push_to_hub("me/crystals")
 dataset.push_to_hub("me/as-feature")
@@ -141,6 +142,14 @@ for loaded in (
     load_dataset("me/as-feature", split="train"),
 ):
     assert [row["structure"] for row in loaded] == [row["structure"] for row in dataset]
+Dataset.from_dict({"material_id": ["salt"], "cif": ["data_salt"]}).push_to_hub("me/texts")
+for name, settings in (("me/texts", {}), ("me/crystals", {"keep_text": True})):
+    try:
+        load_crystals(name, **settings)
+    except Mat2SeqError as error:
+        assert "snapshot_download" in str(error) or "keep_text is for files" in str(error)
+    else:
+        raise AssertionError(name)
 print("pushed and loaded")
 """
     theirs = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from mat2seq_hf.cli import main
+from mat2seq_hf.corpora.dedup import dedup
 from mat2seq_hf.corpora.prepare import prepare
 from mat2seq_hf.corpora.schema import METADATA_KEY, PREPARED, shard_paths
 from mat2seq_hf.corpora.sources import read_rows
@@ -147,3 +150,42 @@ def test_a_shard_from_which_all_rows_were_set_aside_opens_with_datasets(table: P
     files = str(tmp_path / "out" / "part-*.parquet")
     assert len(load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))) == 7
     assert len(list(load_dataset("parquet", data_files=files, split="train", streaming=True))) == 7
+
+
+def test_the_rejected_rows_of_another_input_are_never_served(table: Path, tmp_path: Path) -> None:
+    rows = pd.read_parquet(table).iloc[2:4]
+    for name, frame in (("one", rows), ("other", rows.iloc[::-1])):  # as many good and bad ones
+        frame.to_parquet(tmp_path / f"{name}.parquet")
+        prepare([tmp_path / f"{name}.parquet"], tmp_path / name, num_proc=1, progress=False)
+    whole = _hashes(tmp_path / "one")
+    part = Path("rejected") / "part-00000.parquet"
+    shutil.copy(tmp_path / "other" / part, tmp_path / "one" / part)  # killed between the two files of a chunk
+    prepare([tmp_path / "one.parquet"], tmp_path / "one", num_proc=1, progress=False)
+    assert _hashes(tmp_path / "one") == whole
+
+
+def test_a_report_stands_for_a_whole_run(table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare([table], out, num_proc=1, chunk_size=4, progress=False)
+    with pytest.raises(Mat2SeqError, match="disordered"):
+        prepare([table], out, on_disorder="error", num_proc=1, chunk_size=4, progress=False)
+    assert not (out / "report.json").exists()
+    for given in ([str(out)], [str(out), str(out)]):
+        assert main(["dedup", *given]) == 2
+    asked = ["prepare", str(table), "-o", str(tmp_path / "new"), "--num-proc", "1", "--against", str(out)]
+    assert main(asked) == 2
+    assert not (tmp_path / "new").exists()
+    prepare([table], out, num_proc=1, chunk_size=4, progress=False)
+    assert main(asked) == 0
+
+
+def test_an_output_within_the_input_is_no_input(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(table, tmp_path / "a.parquet")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert prepare(["."], "prepared/mine", num_proc=1, progress=False).read == 10
+    shutil.rmtree("prepared")
+    for _ in range(2):
+        assert dedup([tmp_path], "unique", num_proc=1, progress=False).read == 10
+    with pytest.raises(Mat2SeqError, match="is input and output"):
+        prepare([tmp_path], ".", num_proc=1, progress=False)

@@ -10,16 +10,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pymatgen.core import Composition, Lattice, Structure
 
-from mat2seq_hf.corpora.encode import EncodeSettings, encode_row
+from mat2seq_hf.corpora.encode import EncodeSettings, encode_chunk, encode_row, write_table
 from mat2seq_hf.corpora.formats import InputRow
 from mat2seq_hf.corpora.load import SAMPLE_CORPUS
 from mat2seq_hf.corpora.prepare import prepare
+from mat2seq_hf.corpora.sources import read_rows
 from mat2seq_hf.corpora.workers import Worker
 from mat2seq_hf.errors import Mat2SeqError
 
@@ -89,6 +92,7 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bytes(duplicates: str, few:
     folder = killed / "all" if duplicates == "remove" else killed
     code = f"""
 from mat2seq_hf.corpora.prepare import prepare
+from mat2seq_hf.corpora.sources import read_rows
 prepare([{str(few)!r}], {str(killed)!r}, num_proc=2, chunk_size=4, duplicates={duplicates!r}, progress=False)
 """
     for name in ("part-00001.parquet", "part-00009.parquet"):
@@ -132,3 +136,57 @@ def test_disorder_is_set_aside_or_ordered_or_ends_the_run(tmp_path: Path) -> Non
 def test_what_a_parser_did_not_expect_is_a_reason_too() -> None:
     row = encode_row(InputRow("x", '{"lattice": [[1, 0, 0]], "numbers": [1], "frac_coords": 7}', "x.json"))
     assert row["reason"]
+
+
+def write_late(folder: str, doomed: Mapping[int, str], begin: Callable[[int], None]) -> None:
+    """Write a table when told so; runs in the worker."""
+    place = Path(folder)
+    begin(0)
+    (place / "begun").touch()
+    while not (place / "go").exists():
+        time.sleep(0.01)
+    try:
+        write_table(pa.table({"a": [1]}), place / "late.parquet", partial(begin, -1))
+    finally:
+        (place / "ended").touch()
+
+
+def _wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_worker_whose_run_was_killed_writes_nothing(tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_workers import Worker, write_late
+Worker(write_late, 60).run({str(tmp_path)!r})
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    _wait_for(tmp_path / "begun")
+    process.kill()
+    process.wait()
+    (tmp_path / "go").touch()
+    _wait_for(tmp_path / "ended")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["begun", "ended", "go"]
+
+
+def test_a_chunk_asks_before_each_of_its_files(few: Path, tmp_path: Path) -> None:
+    rows = list(read_rows([few]))[:2]
+    paths = str(tmp_path / "part-00000.parquet"), str(tmp_path / "rejected.parquet")
+    asked: list[int] = []
+
+    def begin(index: int) -> None:
+        asked.append(index)
+        if index < 0:
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        encode_chunk(rows, *paths, EncodeSettings(), {}, begin)
+    assert asked == [0, 1, -1]
+    assert not list(tmp_path.iterdir())
+    assert encode_chunk(rows, *paths, EncodeSettings(), {}, asked.append).encoded == 2
+    assert asked == [0, 1, -1, 0, 1, -1, -1]

@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Mat2SeqError
-
 if TYPE_CHECKING:
     from ..corpora.prepare import PrepareReport
 
@@ -75,10 +73,7 @@ def _inputs(args: argparse.Namespace) -> dict[str, list[str]]:
         return {name: [str(path)] for name, path in find_benchmark(BENCHMARKS[first], args.data_dir, None).items()}
     if not args.splits:
         return {"": args.inputs}
-    splits = split_paths(args.inputs)
-    if list(splits) == ["train"] and len(splits["train"]) == len(args.inputs):
-        raise Mat2SeqError(f"--splits: no train, val or test in {', '.join(args.inputs)}")
-    return splits
+    return split_paths(args.inputs, needed=True, output=args.output)
 
 
 def _print(name: str, report: PrepareReport, folder: Path) -> None:
@@ -97,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     from ..corpora.duplicates import leakage
     from ..corpora.encode import EncodeSettings
     from ..corpora.prepare import prepare
-    from ..corpora.schema import check_schemes, scheme_of
+    from ..corpora.schema import check_schemes, check_whole, scheme_of
     from ..corpora.sources import short_names
     from .dedup import print_overlaps
 
@@ -106,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         for name in ("symprec", "on_disorder", "duplicates", "chunk_size", "num_proc", "seconds")
     }
     own = str(EncodeSettings(args.symprec, args.on_disorder).metadata()["scheme"])
+    check_whole(args.against)
     check_schemes({"this run": own} | {name: scheme_of(name) for name in args.against})  # not only after hours of work
     folders: list[Path] = []
     for split, paths in _inputs(args).items():

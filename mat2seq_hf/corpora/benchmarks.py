@@ -155,9 +155,10 @@ def find_benchmark(benchmark: Benchmark, data_dir: str | Path | None, split: str
     from datasets import config
 
     folder = Path(config.HF_DATASETS_CACHE) / "mat2seq_hf" / benchmark.name
-    if config.HF_HUB_OFFLINE and not all((folder / f"{name}.csv").exists() for name in benchmark.rows):
+    wanted = (split,) if split else benchmark.rows
+    if config.HF_HUB_OFFLINE and not all((folder / f"{name}.csv").exists() for name in wanted):
         raise Mat2SeqError(
-            f"{benchmark.name} is not on this machine, and HF_HUB_OFFLINE forbids to download it; "
+            f"{split or 'all'} of {benchmark.name} is not on this machine, and HF_HUB_OFFLINE forbids to download it; "
             f"give data_dir with a copy of {benchmark.url}"
         )
     return download_benchmark(benchmark, folder, split)

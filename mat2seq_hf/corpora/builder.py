@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..errors import CrystalError, Mat2SeqError
-from .columns import unit_batches
+from .columns import announced_properties, column_of, property_of, unit_batches
 from .feature import Crystal
 from .formats import InputRow
 from .sources import Unit, list_units, unit_rows
@@ -32,10 +32,10 @@ logger = logging.getLogger(__name__)
 #: What to do with a row that is no crystal: leave it out and count it, keep it with a column ``error``, or stop.
 ON_ERROR = ("skip", "keep", "raise")
 
-_READER_VERSION = "2"  # raised when the same files give other rows, so that no cache serves the old ones
+_READER_VERSION = "3"  # raised when the same files give other rows, so that no cache serves the old ones
 _SAMPLED_UNITS = 50
 _SAMPLED_ROWS = 200
-_RESERVED = ("id", "structure", "source", "error")
+_FURTHER_ROWS = 20_000  # of all files, where columns that their heads name are empty in the first rows
 
 
 @dataclass
@@ -65,32 +65,29 @@ def _merged(kinds: set[type]) -> str:
     return "float64" if kinds <= {int, float} else "string"
 
 
-def _arrow_kind(kind: pa.DataType) -> type | None:
-    checks = {bool: pa.types.is_boolean, int: pa.types.is_integer, float: pa.types.is_floating}
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return str
-    return next((python for python, check in checks.items() if check(kind)), None)
-
-
 def _property_types(units: Sequence[Unit]) -> dict[str, str]:
     """Columns beside the crystal and their types: from the schema of parquet files, else from the first rows."""
     found: dict[str, set[type]] = {}
-    schemas: dict[str, dict[str, type | None]] = {}
-    paths = list(dict.fromkeys(unit.path for unit in units))
-    firsts = [next(unit for unit in units if unit.path == path) for path in paths[:_SAMPLED_UNITS]]
-    for unit in firsts:
-        rows = list(islice(unit_rows(unit), _SAMPLED_ROWS))
-        if unit.group >= 0:
-            schemas[unit.path] = {item.name: _arrow_kind(item.type) for item in pq.read_schema(unit.path)}
-            known = {name for row in rows for name in json.loads(row.properties)}
-            columns = schemas[unit.path]
-            for name, kind in columns.items():  # a column that starts with missing values, too
-                if kind is not None and (name in known or kind is not str):
-                    found.setdefault(name, set()).add(kind)
-        for row in rows:
+    asked: Counter[str] = Counter()
+    further = _FURTHER_ROWS
+    firsts = {unit.path: unit for unit in reversed(units)}
+    for number, path in enumerate(dict.fromkeys(unit.path for unit in units)):
+        announced = announced_properties(firsts[path])
+        unknown = {name for name in announced.keys() - found.keys() if asked[name] < _SAMPLED_UNITS}
+        if number >= _SAMPLED_UNITS and not unknown:
+            continue
+        asked.update(unknown)
+        for name, kind in announced.items():
+            if kind is not None:
+                found.setdefault(name, set()).add(kind)
+        for index, row in enumerate(unit_rows(firsts[path])):
+            if index >= _SAMPLED_ROWS:
+                further -= 1
+                if further < 0 or unknown <= found.keys():
+                    break
             for name, value in json.loads(row.properties).items():
-                found.setdefault(name, set()).add(schemas.get(unit.path, {}).get(name) or type(value))
-    return {name: _merged(kinds) for name, kinds in sorted(found.items()) if name not in _RESERVED}
+                found.setdefault(name, set()).add(announced.get(name) or type(value))
+    return {column_of(name): _merged(kinds) for name, kinds in sorted(found.items())}
 
 
 class CrystalCorpus(datasets.ArrowBasedBuilder):  # type: ignore[misc]  # datasets has no annotations
@@ -112,12 +109,16 @@ class CrystalCorpus(datasets.ArrowBasedBuilder):  # type: ignore[misc]  # datase
             if (value := settings.get(name, choices[0])) not in choices:
                 raise Mat2SeqError(f"{name} is one of {', '.join(choices)}, not {value!r}")
         inputs = settings.get("inputs") or {}
+        self._chosen = settings.get("properties") is not None  # what the caller wants, and nothing else
+        if self._chosen:
+            settings["properties"] = {column_of(name): kind for name, kind in settings["properties"].items()}
         self._units = {split: list_units(paths) for split, paths in inputs.items()}
         if "state" not in settings and inputs:
             settings["state"] = _state(inputs)
-        if settings.get("properties") is None and inputs:
+        if not self._chosen and inputs:
             settings["properties"] = _property_types([unit for units in self._units.values() for unit in units])
         super().__init__(**settings)
+        self._late: set[str] = set()
 
     def _info(self) -> datasets.DatasetInfo:
         properties = {name: datasets.Value(kind) for name, kind in (self.config.properties or {}).items()}
@@ -182,17 +183,47 @@ class CrystalCorpus(datasets.ArrowBasedBuilder):  # type: ignore[misc]  # datase
                     ) from error
             raise
 
+    def why_empty(self, split: str) -> str:
+        """Why a split has no rows: what its first row says."""
+        for unit in self._units[split]:
+            for row in unit_rows(unit):
+                return "none of the rows is a crystal; the first is {source}: {error}".format(**self._entry(row))
+        return "there are no rows"
+
+    def _property(self, column: str, kind: str, values: Mapping[str, Any], written: Mapping[str, str]) -> Any:
+        name = property_of(column, values)
+        value = values.get(name)
+        if kind == "string":
+            return written.get(name, None if value is None else str(value))
+        missing = kind.startswith("float") and isinstance(value, str) and value.lower() == "nan"
+        return math.nan if missing else value
+
+    def _warn_late(self, row: InputRow, names: Iterable[str]) -> None:
+        """Say once that a property is left out, because the first rows did not have it."""
+        new = {name for name in names if column_of(name) not in self.config.properties} - self._late
+        self._late |= new
+        for name in new:
+            logger.warning(
+                "the property %r of %s is left out, as the first rows of the files do not have it; give all of them, "
+                "for instance properties={%r: 'float64'}", name, row.source, name
+            )  # fmt: skip
+
     def _entry(self, row: InputRow) -> dict[str, Any]:
         entry: dict[str, Any] = {"id": row.id, "structure": None, "source": row.source, "error": row.problem or None}
-        properties = json.loads(row.properties)
+        values, written = json.loads(row.properties), json.loads(row.written)
         for name, kind in self.config.properties.items():
-            value = properties.get(name)
-            entry[name] = str(value) if kind == "string" and value is not None else value
+            entry[name] = self._property(name, kind, values, written)
+        if not self._chosen:
+            self._warn_late(row, values)
         if not row.problem:
             try:
                 entry["structure"] = self._crystal(row)
             except CrystalError as error:
                 entry["error"] = str(error)
+            except Mat2SeqError:  # the caller wants to stop at disorder
+                raise
+            except Exception as error:  # noqa: BLE001 - a parser's surprise must not end a run over millions
+                entry["error"] = f"unexpected {type(error).__name__}: {error}"
         if entry["error"] and self.config.on_error == "raise":
             raise Mat2SeqError(f"{row.source} ({row.id}): {entry['error']}; mend it, or set on_error to skip or keep")
         return entry
@@ -200,7 +231,8 @@ class CrystalCorpus(datasets.ArrowBasedBuilder):  # type: ignore[misc]  # datase
     def _crystal(self, row: InputRow) -> dict[str, Any]:
         feature = self.info.features["structure"]
         try:
-            columns: dict[str, Any] = feature.encode_example(_plain(row.text) or row.text)
+            plain = _plain(row.text)
+            columns: dict[str, Any] = feature.encode_text(row.text) if plain is None else feature.encode_example(plain)
         except CrystalError as error:
             if self.config.on_disorder == "set_aside" or not is_disordered(row.text):
                 raise
@@ -211,14 +243,11 @@ class CrystalCorpus(datasets.ArrowBasedBuilder):  # type: ignore[misc]  # datase
 
 
 def _plain(text: str) -> dict[str, Any] | None:
-    """Columns of a crystal that comes as such, checked but not built: ten times faster than a Structure."""
+    """Columns of a crystal that comes as such, for which no Structure need be built: ten times faster."""
     if not text.startswith('{"lattice":[') and not text.startswith('{"lattice": ['):
         return None
-    data = json.loads(text)
-    numbers, positions = data.get("numbers"), data.get("frac_coords")
     try:
-        shapes = [len(row) for row in data["lattice"]] == [3, 3, 3] and all(len(point) == 3 for point in positions)
-        good = shapes and len(numbers) == len(positions) > 0 and 1 <= min(numbers) <= max(numbers) <= 118
-    except (KeyError, TypeError):
+        data: dict[str, Any] = json.loads(text)
+    except (ValueError, RecursionError):
         return None  # the slow way says what is wrong
-    return data if good else None
+    return data if {"numbers", "frac_coords"} <= data.keys() else None

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import Mat2SeqError
 from .encode import Counts, EncodeSettings, encode_chunk
 from .formats import InputRow
-from .prepare import DUPLICATE_CHOICES, PrepareReport, finish
+from .prepare import DUPLICATE_CHOICES, PrepareReport, finish, writing
 from .sources import Unit, list_units, unit_rows
 from .workers import Worker
 
@@ -75,8 +75,7 @@ def prepare_with_ray(
         >>> prepare_with_ray(["/shared/structures/"], "/shared/prepared")  # doctest: +SKIP
     """
     try:
-        import ray
-        import ray.data
+        import ray  # noqa: F401
     except ImportError as error:
         raise Mat2SeqError("clusters need ray: pip install 'mat2seq-hf[ray]'") from error
     if duplicates not in DUPLICATE_CHOICES or chunk_size < 1 or seconds < 1:
@@ -84,10 +83,24 @@ def prepare_with_ray(
     settings = EncodeSettings(symprec, on_disorder)
     target = Path(output).absolute()
     folder = target / "all" if duplicates == "remove" else target
-    (folder / "rejected").mkdir(parents=True, exist_ok=True)
-    units = [{"number": number, "unit": _absolute(unit)} for number, unit in enumerate(list_units(inputs))]
+    units = [{"number": number, "unit": _absolute(unit)} for number, unit in enumerate(list_units(inputs, target))]
     if not units:
         raise Mat2SeqError(f"no crystals in {', '.join(map(str, inputs))}")
+    with writing(folder, target):
+        names = _run(units, folder, settings, chunk_size, seconds)
+        if not names:
+            raise Mat2SeqError(f"no crystals in {', '.join(map(str, inputs))}")
+        wanted = {place / name for name in names for place in (folder, folder / "rejected")}
+        return finish(folder, target, duplicates, wanted)
+
+
+def _run(
+    units: list[dict[str, Any]], folder: Path, settings: EncodeSettings, chunk_size: int, seconds: float
+) -> list[str]:
+    """Prepare all units; return the names of their chunks."""
+    import ray
+    import ray.data
+
     read: Any = _read  # ray.data's annotations do not know fn_kwargs
     encode: Any = _encode
     chunks = (
@@ -97,14 +110,10 @@ def prepare_with_ray(
         .map(encode, fn_kwargs={"folder": str(folder), "settings": settings, "seconds": seconds})
     )
     try:
-        names = [row["name"] for row in chunks.iter_rows()]
+        return [row["name"] for row in chunks.iter_rows()]
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Mat2SeqError) else error
         raise Mat2SeqError(str(cause)) from error
-    if not names:
-        raise Mat2SeqError(f"no crystals in {', '.join(map(str, inputs))}")
-    wanted = {place / name for name in names for place in (folder, folder / "rejected")}
-    return finish(folder, target, duplicates, wanted)
 
 
 def _absolute(unit: Unit) -> dict[str, Any]:

@@ -5,22 +5,59 @@ Ten times faster than row by row, which counts where corpora have millions of ro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .csv_reading import csv_records
 from .feature import CRYSTAL_COLUMNS, Crystal, is_crystal_struct
-from .formats import ID_COLUMNS, InputRow, table_rows
-from .sources import Unit, unit_rows
+from .formats import ID_COLUMNS, InputRow, plain_name, property_names, table_rows
+from .sources import Unit, broken_row, open_file, unit_rows
+from .texts import spans_volume
 
-__all__ = ["BATCH", "unit_batches"]
+__all__ = ["BATCH", "announced_properties", "column_of", "property_of", "unit_batches"]
 
 #: Rows that are read at once.
 BATCH = 1000
+
+_RESERVED = ("id", "structure", "source", "error")
+
+
+def column_of(name: str) -> str:
+    """The column of a property: its own name, with an underscore where the builder has a column of that name."""
+    return f"{name}_" if name in _RESERVED else name
+
+
+def property_of(column: str, names: Container[str]) -> str:
+    """The way back from :func:`column_of`, where ``names`` are those of all properties."""
+    return column[:-1] if column.endswith("_") and column[:-1] in _RESERVED and column[:-1] in names else column
+
+
+def _python_type(kind: pa.DataType) -> type | None:
+    checks = {bool: pa.types.is_boolean, int: pa.types.is_integer, float: pa.types.is_floating}
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return str
+    return next((python for python, check in checks.items() if check(kind)), None)
+
+
+def announced_properties(unit: Unit) -> dict[str, type | None]:
+    """Properties that the head of a table names, and their types where it states them; none of other files."""
+    path = Path(unit.path)
+    try:
+        if unit.group >= 0:
+            types = {item.name: _python_type(item.type) for item in pq.read_schema(path)}
+            return {name: types[name] for name in property_names(list(types), unit.label) if types[name]}
+        if plain_name(path.name).lower().endswith(".csv"):
+            with open_file(path) as stream:
+                return dict.fromkeys(property_names(csv_records(stream)[0], unit.label))
+    except Exception:  # noqa: BLE001 - a broken file; reading its rows says what is wrong
+        return {}
+    return {}
 
 
 def _sound(crystals: pa.StructArray) -> bool:
@@ -44,14 +81,17 @@ def _sound(crystals: pa.StructArray) -> bool:
     if any(array.null_count for array in values):
         return False
     elements, cells, places = (array.to_numpy(zero_copy_only=False) for array in values)
-    volumes = np.abs(np.linalg.det(cells.reshape(-1, 3, 3)))
-    return bool(1 <= elements.min() <= elements.max() <= 118 and np.isfinite(places).all() and (volumes > 1e-6).all())
+    known = 1 <= elements.min() <= elements.max() <= 118
+    return bool(known and np.isfinite(places).all() and spans_volume(cells.reshape(-1, 3, 3)).all())
 
 
 def _table(batch: pa.RecordBatch, schema: pa.Schema, label: str, first: int, keep_text: bool) -> pa.Table | None:
     """The builder's table of a batch, or None where a row of it is no crystal."""
     given = batch.column("structure")
-    crystals = Crystal().cast_storage(given)
+    try:
+        crystals = Crystal().cast_storage(given)
+    except (pa.ArrowException, TypeError, ValueError):  # numbers that are not whole, or too large
+        return None
     if not _sound(crystals):
         return None
     if not keep_text:
@@ -59,17 +99,19 @@ def _table(batch: pa.RecordBatch, schema: pa.Schema, label: str, first: int, kee
         crystals = pa.StructArray.from_arrays([*fields, pa.nulls(len(given), pa.string())], list(CRYSTAL_COLUMNS))
     name = next((column for column in ID_COLUMNS if column in batch.schema.names), None)
     numbers = range(first, first + len(batch))
+    counted = pa.array(map(str, numbers))
     columns = {
-        "id": batch.column(name) if name else pa.array(map(str, numbers)),
         "structure": crystals,
         "source": pa.array(f"{label}:{number}" for number in numbers),
         "error": pa.nulls(len(batch), pa.string()),
     }
-    for field in schema:
-        if field.name not in columns:
-            known = field.name in batch.schema.names
-            columns[field.name] = batch.column(field.name) if known else pa.nulls(len(batch), field.type)
     try:
+        columns["id"] = pc.coalesce(batch.column(name).cast(pa.string()), counted) if name else counted
+        for field in schema:
+            if field.name not in columns:
+                given_name = property_of(field.name, batch.schema.names)
+                known = given_name in batch.schema.names
+                columns[field.name] = batch.column(given_name) if known else pa.nulls(len(batch), field.type)
         return pa.table([columns[field.name].cast(field.type) for field in schema], schema=schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # a property of another type than was taken for granted
         return None
@@ -77,20 +119,28 @@ def _table(batch: pa.RecordBatch, schema: pa.Schema, label: str, first: int, kee
 
 def unit_batches(unit: Unit, schema: pa.Schema, keep_text: bool) -> Iterator[pa.Table | list[InputRow]]:
     """The rows of a unit in batches: the builder's tables where they are columns already, else rows to be read."""
-    if unit.group < 0:
+    if unit.group < 0 or not _has_structs(unit):
         yield from _lists(unit_rows(unit))
         return
-    with pq.ParquetFile(unit.path) as file:
-        names = file.schema_arrow.names
-        struct = "structure" in names and is_crystal_struct(file.schema_arrow.field("structure").type)
-        if not struct or "cif" in names:
-            yield from _lists(unit_rows(unit))
-            return
-        first = unit.first
-        for batch in file.iter_batches(batch_size=BATCH, row_groups=[unit.group]):
-            table = _table(batch, schema, unit.label, first, keep_text)
-            yield table if table is not None else list(table_rows(batch, unit.label, first))
-            first += len(batch)
+    read = 0
+    try:
+        with pq.ParquetFile(unit.path) as file:
+            for batch in file.iter_batches(batch_size=BATCH, row_groups=[unit.group]):
+                table = _table(batch, schema, unit.label, unit.first + read, keep_text)
+                yield table if table is not None else list(table_rows(batch, unit.label, unit.first + read))
+                read += len(batch)
+    except Exception as error:  # noqa: BLE001 - a damaged file, as in unit_rows
+        yield [broken_row(unit, read, error)]
+
+
+def _has_structs(unit: Unit) -> bool:
+    """Whether the crystals of a parquet file are structs of plain columns."""
+    try:
+        schema = pq.read_schema(unit.path)
+    except Exception:  # noqa: BLE001 - reading its rows says what is wrong
+        return False
+    names = schema.names
+    return "cif" not in names and "structure" in names and is_crystal_struct(schema.field("structure").type)
 
 
 def _lists(rows: Iterator[InputRow]) -> Iterator[list[InputRow]]:

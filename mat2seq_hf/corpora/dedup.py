@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from ..errors import Mat2SeqError
 from .duplicates import first_of_each, near_groups, read_columns, text_digests
 from .encode import write_table
-from .prepare import prepare
-from .schema import is_prepared
+from .prepare import input_rows, prepare_rows
+from .schema import check_whole, is_prepared
 
 __all__ = ["DedupReport", "dedup", "duplicate_groups"]
 
@@ -81,8 +81,8 @@ def dedup(
         settings: of :func:`~.prepare.prepare`, such as ``num_proc`` and ``symprec``.
 
     Raises:
-        Mat2SeqError: as ``prepare``; ``near`` is not positive; or a prepared folder comes with other inputs or with
-            settings, which it has already.
+        Mat2SeqError: as ``prepare``; ``near`` is not positive; or a prepared folder is not complete, or comes with
+            other inputs or with settings, which it has already.
 
     Example:
         >>> dedup(["cifs/"], "deduplicated", near=0.05)  # doctest: +SKIP
@@ -96,12 +96,13 @@ def dedup(
             f"{prepared[0]} holds sequences, not crystals: give it alone, without {', '.join(settings) or 'others'}; "
             "or give the files it was prepared from"
         )
+    check_whole(prepared)
     place = tempfile.TemporaryDirectory() if output is None else nullcontext(str(output))
     with place as name:
         folder = Path(name)
         source = Path(prepared[0]) if prepared else folder / "prepared"
         if not prepared:
-            prepare(inputs, source, **settings)
+            prepare_rows(input_rows(inputs, folder), source, **settings)
         rejected = pq.read_metadata(source / "rejected.parquet").num_rows
         table = duplicate_groups(source, near)
         first = table.column("group").to_numpy()

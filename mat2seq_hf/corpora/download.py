@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from filelock import FileLock
 from tqdm import tqdm
 
 from ..errors import Mat2SeqError
@@ -51,7 +52,7 @@ def _receive(url: str, partial: Path) -> None:
 
 
 def download(url: str, path: Path, checksum: str, *, tries: int = 5, pause: float = 1.0) -> None:
-    """Fetch a file unless it is there; go on with a part that is there, and check the whole.
+    """Fetch a file unless it is there; go on with a part that is there, and check the whole. One process at a time.
 
     Args:
         url: http or https.
@@ -68,6 +69,12 @@ def download(url: str, path: Path, checksum: str, *, tries: int = 5, pause: floa
     if not url.startswith(("https://", "http://")):
         raise Mat2SeqError(f"{url} is neither http nor https")
     path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if not (path.exists() and git_blob_hash(path) == checksum):  # else another process has fetched it
+            _fetch(url, path, checksum, tries, pause)
+
+
+def _fetch(url: str, path: Path, checksum: str, tries: int, pause: float) -> None:
     partial = path.with_name(f"{path.name}.part")
     for attempt in range(tries):
         try:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import Mat2SeqError
 from ..grid import ANGLE_UNIT, COORDINATE_GRID, LENGTH_UNIT
 from ..sequence import parse_text
-from .schema import check_schemes, scheme_of, shard_paths
+from .schema import check_schemes, check_whole, scheme_of, shard_paths
 
 __all__ = ["Overlap", "first_of_each", "leakage", "near_groups", "read_columns", "text_digests"]
 
@@ -91,12 +91,13 @@ def leakage(folders: dict[str, str | Path]) -> list[Overlap]:
 
     Raises:
         SchemeMismatchError: two were prepared with different canonical forms.
-        Mat2SeqError: a folder holds no prepared corpus.
+        Mat2SeqError: a folder holds no prepared corpus, or one that is not complete.
 
     Example:
         >>> leakage({"train": "prepared/train", "val": "prepared/val"})  # doctest: +SKIP
         [Overlap(first='train', second='val', sequences=3, rows_of_first=3, rows_of_second=4)]
     """
+    check_whole(folders.values())
     check_schemes({name: scheme_of(folder) for name, folder in folders.items()})
     digests = {name: _folder_digests(folder) for name, folder in folders.items()}
     found = []

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,15 +114,25 @@ def encode_row(row: InputRow, settings: EncodeSettings = EncodeSettings()) -> di
     }
 
 
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write a parquet file that is complete or not there at all: a run killed here leaves a file nobody reads."""
-    partial = path.with_suffix(
-        f".{os.getpid()}.tmp"
-    )  # of its own: a process left over from a killed run may write, too
-    with pq.ParquetWriter(partial, table.schema, compression="zstd") as writer:
+def write_table(table: pa.Table, path: Path, ready: Callable[[], None] | None = None) -> None:
+    """Write a parquet file that is complete or not there at all: a run killed here leaves a file nobody reads.
+
+    Args:
+        table: the rows.
+        path: where they go.
+        ready: called before the file gets its name, which it does not if this raises.
+    """
+    # of its own: a process left over from a killed run may write, too
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    with pq.ParquetWriter(unfinished, table.schema, compression="zstd") as writer:
         if len(table):  # datasets cannot open a file whose row group is empty; it can open one without row groups
             writer.write_table(table)
-    partial.replace(path)
+    try:
+        if ready is not None:
+            ready()
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _table(rows: Iterable[Mapping[str, object]], schema: pa.Schema, metadata: Mapping[str, object]) -> pa.Table:
@@ -140,9 +151,9 @@ def _finished(good: Path, bad: Path, metadata: Mapping[str, object], rows: int) 
     if not (good.exists() and bad.exists()):
         return None
     try:
-        schema = pq.read_schema(good)
-        if json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}")) != metadata:
-            return None
+        for path in (good, bad):
+            if json.loads((pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}")) != metadata:
+                return None
         tokens = pq.read_table(good, columns=["n_tokens"]).column("n_tokens").to_pylist()
         rejected: int = pq.read_metadata(bad).num_rows
     except (OSError, ValueError, pa.ArrowException):  # damaged by something else: made again
@@ -168,10 +179,11 @@ def encode_chunk(
         bad: path of the file with the columns of :data:`~.schema.REJECTED`.
         settings: how crystals are encoded.
         doomed: reasons by index of rows that must not be touched again.
-        begin: called with the index of each row.
+        begin: called with the index of each row, and with -1 before each file, which is not written if it raises.
 
     Raises:
         DisorderError: a crystal is disordered and that is an error.
+        ConnectionError: from ``begin``, where the run that wanted the chunk has ended.
     """
     paths = Path(good), Path(bad)
     metadata: dict[str, Any] = {**settings.metadata(), "input": _digest(rows)}
@@ -186,6 +198,7 @@ def encode_chunk(
             encoded.append(encode_row(row, settings))
     rejected = [row for row in encoded if "reason" in row]
     prepared = [row for row in encoded if "reason" not in row]
-    write_table(_table(rejected, REJECTED, metadata), paths[1])
-    write_table(_table(prepared, PREPARED, metadata), paths[0])
+    # the folder may belong to another run by now
+    write_table(_table(rejected, REJECTED, metadata), paths[1], partial(begin, -1))
+    write_table(_table(prepared, PREPARED, metadata), paths[0], partial(begin, -1))
     return Counts(len(rows), len(prepared), len(rejected), sum(int(str(row["n_tokens"])) for row in prepared))

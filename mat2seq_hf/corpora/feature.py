@@ -17,7 +17,7 @@ from datasets.table import array_cast
 from ..cell import read_cell
 from ..elements import SYMBOL_OF
 from ..errors import CrystalError, Mat2SeqError
-from .texts import crystal_of
+from .texts import checked_columns, crystal_of
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -79,17 +79,34 @@ class Crystal:
         return self.pa_type
 
     def encode_example(self, value: Any) -> dict[str, Any]:
-        """The columns of one crystal."""
+        """The columns of one crystal. A string of one line that is no JSON is the path of a file.
+
+        Raises:
+            CrystalError: the value is no ordered, periodic crystal, or a file cannot be read.
+        """
         if isinstance(value, dict) and set(_NEEDED) <= value.keys():
-            return {**{name: value[name] for name in _NEEDED}, "text": value.get("text")}
-        text = None
+            lattice, numbers, coords = (array.tolist() for array in checked_columns(value))
+            text = value.get("text")
+            kept = text if isinstance(text, str) else None
+            return {"lattice": lattice, "numbers": numbers, "frac_coords": coords, "text": kept}
         if isinstance(value, dict):
-            value = json.dumps(value)
-        elif isinstance(value, Path) or (isinstance(value, str) and _is_path(value)):
-            value = _read(Path(value))
-        if isinstance(value, str):
-            text = value if self.keep_text else None
-            value = crystal_of(value)
+            return self.encode_text(json.dumps(value))
+        if isinstance(value, Path) or (isinstance(value, str) and _is_path(value)):
+            return self.encode_text(_read(Path(value)))
+        return self.encode_text(value) if isinstance(value, str) else self._columns(value, None)
+
+    def encode_text(self, text: str) -> dict[str, Any]:
+        """The columns of a crystal that comes as text: never a path, so that no text of a file opens another file.
+
+        Args:
+            text: CIF, POSCAR or JSON.
+
+        Raises:
+            CrystalError: the text is no ordered, periodic crystal.
+        """
+        return self._columns(crystal_of(text), text if self.keep_text else None)
+
+    def _columns(self, value: Any, text: str | None) -> dict[str, Any]:
         cell = read_cell(value)
         lattice, positions = cell.lattice, cell.positions
         if hasattr(value, "frac_coords"):  # as given: not wrapped into the cell, not turned right-handed
@@ -116,7 +133,7 @@ class Crystal:
     def cast_storage(self, storage: pa.Array) -> pa.StructArray:
         """Arrow columns from a struct that has them, or from texts, which are parsed."""
         if pa.types.is_string(storage.type) or pa.types.is_large_string(storage.type):
-            rows = [None if text is None else self.encode_example(text) for text in storage.to_pylist()]
+            rows = [None if text is None else self.encode_text(text) for text in storage.to_pylist()]
             return pa.array(rows, type=self.pa_type)
         if pa.types.is_null(storage.type):
             return pa.nulls(len(storage), self.pa_type)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,15 @@ from typing import Any
 import datasets
 
 from ..errors import Mat2SeqError
+from .archives import folder_files, is_visible
 from .benchmarks import BENCHMARKS, check_rows, find_benchmark
 from .builder import CrystalCorpus
-from .feature import with_crystals
+from .feature import Crystal, with_crystals
+from .sources import is_known
 
 __all__ = ["SAMPLE_CORPUS", "load_crystals", "split_paths"]
+
+logger = logging.getLogger(__name__)
 
 #: A few hundred crystals of MP-20 that come with the package.
 SAMPLE_CORPUS = Path(__file__).parent / "sample" / "mp_20_sample.parquet"
@@ -21,34 +27,86 @@ SAMPLE_CORPUS = Path(__file__).parent / "sample" / "mp_20_sample.parquet"
 _SPLITS = {"train": "train", "training": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation"), "val")
 
 
-def split_paths(given: Any) -> dict[str, list[str]]:
-    """Paths by split: as given, or by the names in a folder (train.csv, val/ ...), or all of them as ``train``."""
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def split_paths(given: Any, *, needed: bool = False, output: Path | None = None) -> dict[str, list[str]]:
+    """Paths by split: as given, or by the names in a folder (train.csv, val/ ...), or all of them as ``train``.
+
+    The names in a folder make splits if all files and folders of crystals in it have one; a warning names the others.
+
+    Args:
+        given: a path, paths, or paths by split.
+        needed: there must be splits.
+        output: a folder that is left out.
+
+    Raises:
+        Mat2SeqError: splits are needed, and there are none or crystals beside them.
+    """
     if isinstance(given, Mapping):
         return {split: [str(path) for path in _listed(paths)] for split, paths in given.items()}
     paths = [Path(path) for path in _listed(given)]
-    if len(paths) == 1 and paths[0].is_dir():
-        named: dict[str, list[str]] = {}
-        for entry in sorted(paths[0].iterdir()):
-            if (split := _SPLITS.get(entry.name.split(".")[0].lower())) is not None:
-                named.setdefault(split, []).append(str(entry))
-        if named:
-            return {split: named[split] for split in ("train", "val", "test") if split in named}
+    named, others = _named(paths[0], output) if len(paths) == 1 and paths[0].is_dir() else ({}, [])
+    if named and not others:
+        return named
+    if needed and not named:
+        raise Mat2SeqError(f"--splits: no train, val or test in {', '.join(map(str, paths))}")
+    if named:
+        beside = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
+        said = f"{paths[0]} holds {', '.join(named)} and what has the name of no split: {beside}"
+        if needed:
+            raise Mat2SeqError(f"--splits: {said}; move that away, or name it like a split")
+        logger.warning("%s; all of it is the split 'train', give the paths by split to have others", said)
     return {"train": [str(path) for path in paths]}
+
+
+def _named(folder: Path, output: Path | None) -> tuple[dict[str, list[str]], list[str]]:
+    """The entries of a folder by split, and the names of other entries that hold crystals."""
+    named: dict[str, list[str]] = {}
+    rest: list[Path] = []
+    for entry in sorted(folder.iterdir()):
+        if not is_visible(entry.name) or not (entry.is_dir() or is_known(entry.name)):
+            continue
+        if (split := _SPLITS.get(entry.name.split(".")[0].lower())) is not None:
+            named.setdefault(split, []).append(str(entry))
+        elif output is None or not output.resolve().is_relative_to(entry.resolve()):
+            rest.append(entry)
+    order = ["train", "val", "test"]
+    splits = {split: named[split] for split in order if split in named}
+    if not splits:
+        return {}, []
+    return splits, [entry.name for entry in rest if not entry.is_dir() or any(map(_holds, folder_files(entry)))]
+
+
+def _holds(file: Path) -> bool:
+    return is_known(file.name)
 
 
 def _listed(paths: Any) -> list[Any]:
     return [paths] if isinstance(paths, (str, Path)) else list(paths)
 
 
-def _from_hub(name: str, split: str | None, streaming: bool, cache_dir: str | None) -> Any:
+def _is_hub_name(name: str) -> bool:
+    """Whether a name can be that of a dataset on the Hub, and not that of a file of crystals."""
+    return _HUB_NAME.fullmatch(name) is not None and not is_known(name)
+
+
+def _from_hub(name: str, split: str | None, **settings: Any) -> Any:
     try:
-        loaded = with_crystals(datasets.load_dataset(name, split=split, streaming=streaming, cache_dir=cache_dir))
+        loaded = with_crystals(datasets.load_dataset(name, split=split, **settings))
     except (OSError, ValueError) as error:
         raise Mat2SeqError(
             f"{name!r} is no path here, none of the corpora {', '.join(BENCHMARKS)}, and cannot be loaded from the Hub "
             f"({type(error).__name__}: {error})"
         ) from error
-    return next(iter(loaded.values())) if isinstance(loaded, dict) and len(loaded) == 1 else loaded
+    loaded = next(iter(loaded.values())) if isinstance(loaded, dict) and len(loaded) == 1 else loaded
+    for part in loaded.values() if isinstance(loaded, dict) else [loaded]:
+        if not any(isinstance(feature, Crystal) for feature in (part.features or {}).values()):
+            raise Mat2SeqError(
+                f"{name!r} has no crystals stored as columns, only {', '.join(part.features or [])}; files and texts "
+                f"are read from a copy: load_crystals(huggingface_hub.snapshot_download({name!r}, repo_type='dataset'))"
+            )
+    return loaded
 
 
 def load_crystals(
@@ -69,8 +127,8 @@ def load_crystals(
     Args:
         source: a path or several (files, folders, archives; see :func:`~.sources.read_rows`), paths by split, the name
             of a benchmark corpus (``"mp_20"``), ``"sample"`` (shipped with the package), or a dataset on the Hub
-            (``"org/name"``). A folder with ``train.csv``, ``val/`` and the like gives these splits, anything else the
-            split ``train``.
+            (``"org/name"``). A folder with ``train.csv``, ``val/`` and the like, and no other crystals, gives these
+            splits, anything else the split ``train``.
         split: the split wanted; without it a dict of them, unless there is just one.
         streaming: read while iterating; nothing is written to disk.
         num_proc: processes that read; files and row groups of parquet files are dealt out to them.
@@ -86,8 +144,9 @@ def load_crystals(
         ``Dataset`` or ``DatasetDict``; with ``streaming`` their iterable counterparts.
 
     Raises:
-        Mat2SeqError: nothing is found, a file is broken as a whole, a property does not have its type, or a row is bad
-            and ``on_error`` is ``"raise"``.
+        Mat2SeqError: nothing is found, no row is a crystal, a file is broken as a whole, a property does not have its
+            type, a row is bad and ``on_error`` is ``"raise"``, or a dataset on the Hub stores no crystals as columns
+            or is given settings that are for files.
 
     Example:
         >>> load_crystals("my_cifs/")[0]["structure"]  # doctest: +SKIP
@@ -101,8 +160,12 @@ def load_crystals(
     benchmark = BENCHMARKS.get(source) if isinstance(source, str) else None
     if benchmark is not None and not Path(str(source)).exists():
         inputs = {name: [str(path)] for name, path in find_benchmark(benchmark, data_dir, split).items()}
-    elif isinstance(source, str) and not Path(source).exists() and source.count("/") == 1 and "." not in source:
-        return _from_hub(source, split, streaming, directory)
+    elif isinstance(source, str) and not Path(source).exists() and _is_hub_name(source):
+        given = {"properties": properties is not None, "keep_text": keep_text, "data_dir": data_dir is not None}
+        given |= {"on_error": on_error != "skip", "on_disorder": on_disorder != "set_aside"}
+        if asked := [name for name, value in given.items() if value]:
+            raise Mat2SeqError(f"{asked[0]} is for files of crystals; {source!r} is taken from the Hub, as it is")
+        return _from_hub(source, split, streaming=streaming, cache_dir=directory, num_proc=num_proc)
     else:
         benchmark, inputs = None, split_paths(source)
     if split is not None and split in inputs:
@@ -124,6 +187,10 @@ def load_crystals(
         if isinstance(error.__cause__, Mat2SeqError):
             raise error.__cause__ from None
         raise
+    for name in inputs:
+        if (wanted is None or name in wanted) and not builder.info.splits[name].num_examples:
+            place = ", ".join(inputs[name])
+            raise Mat2SeqError(f"{place}: {builder.why_empty(name)}; mend it, or set on_error to keep to see all")
     dataset = builder.as_dataset(split=wanted)
     if benchmark is not None:
         check_rows(benchmark, {wanted: dataset} if wanted in inputs else dataset if wanted is None else {})

@@ -6,6 +6,7 @@ import json
 import queue
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -27,7 +28,16 @@ from .schema import DUPLICATES, METADATA_KEY, REJECTED, shard_paths
 from .sources import read_rows
 from .workers import Worker
 
-__all__ = ["DUPLICATE_CHOICES", "PrepareReport", "finish", "prepare", "prepare_rows", "read_rows"]
+__all__ = [
+    "DUPLICATE_CHOICES",
+    "PrepareReport",
+    "finish",
+    "input_rows",
+    "prepare",
+    "prepare_rows",
+    "read_rows",
+    "writing",
+]
 
 #: What to do with crystals whose sequence is there already: list them, or list and leave them out.
 DUPLICATE_CHOICES = ("report", "remove")
@@ -200,8 +210,30 @@ def finish(folder: Path, output: Path, duplicates: str, wanted: set[Path]) -> Pr
     scheme = json.loads((pq.read_schema(shard_paths(output)[0]).metadata or {})[METADATA_KEY])
     scheme.pop("input", None)
     text = json.dumps({**asdict(report), **scheme}, indent=2) + "\n"
-    (output / "report.json").write_text(text, encoding="utf-8")
+    partial = output / "report.json.tmp"
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(output / "report.json")
     return report
+
+
+@contextmanager
+def writing(folder: Path, output: Path) -> Iterator[None]:
+    """Make the folders of a run, let no other run write there, and take away the report until there is a new one.
+
+    Args:
+        folder: where the shards go.
+        output: where the prepared corpus goes: the same, or a folder around it.
+
+    Raises:
+        Mat2SeqError: another run writes there.
+    """
+    (folder / "rejected").mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(output / ".lock", timeout=0):
+            (output / "report.json").unlink(missing_ok=True)  # a folder without it is not whole
+            yield
+    except Timeout as error:
+        raise Mat2SeqError(f"another run is writing to {output}; wait for it, or give another folder") from error
 
 
 def prepare_rows(
@@ -228,18 +260,25 @@ def prepare_rows(
     settings = EncodeSettings(symprec, on_disorder)
     target = Path(output)
     folder = target / "all" if duplicates == "remove" else target
-    (folder / "rejected").mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(target / ".lock", timeout=0):
-            with tqdm(unit=" crystals", disable=not progress, desc=target.name, smoothing=0.05, mininterval=0.5) as bar:
-                count = _run(_chunks(rows, chunk_size), folder, settings, seconds, num_proc, bar)
-            if count == 0:
-                raise Mat2SeqError("there are no crystals in the input")
-            return finish(
-                folder, target, duplicates, {path for number in range(count) for path in _parts(folder, number)}
-            )
-    except Timeout as error:
-        raise Mat2SeqError(f"another run is writing to {target}; wait for it, or give another folder") from error
+    with writing(folder, target):
+        with tqdm(unit=" crystals", disable=not progress, desc=target.name, smoothing=0.05, mininterval=0.5) as bar:
+            count = _run(_chunks(rows, chunk_size), folder, settings, seconds, num_proc, bar)
+        if count == 0:
+            raise Mat2SeqError("there are no crystals in the input")
+        return finish(folder, target, duplicates, {path for number in range(count) for path in _parts(folder, number)})
+
+
+def input_rows(inputs: Sequence[str | Path], output: Path) -> Iterator[InputRow]:
+    """Rows of the inputs, without the folder ``output``, which an earlier run may have written into one of them.
+
+    Raises:
+        Mat2SeqError: an input cannot be opened or is the output, or there is no row at all.
+    """
+    rows = read_rows(inputs, output)
+    first = list(islice(rows, 1))
+    if not first:
+        raise Mat2SeqError(f"no crystals in {', '.join(map(str, inputs))}")
+    return chain(first, rows)
 
 
 def prepare(
@@ -272,19 +311,15 @@ def prepare(
         progress: show a progress bar.
 
     Raises:
-        Mat2SeqError: an input cannot be opened, there is no row at all, another run writes to the folder, or a
-            crystal is disordered and that is an error. Single bad rows are set aside instead.
+        Mat2SeqError: an input cannot be opened or is the output, there is no row at all, another run writes to the
+            folder, or a crystal is disordered and that is an error. Single bad rows are set aside instead.
 
     Example:
         >>> prepare(["mp_20/val.parquet"], "prepared/mp_20/val")  # doctest: +SKIP
         PrepareReport(read=9047, encoded=9047, rejected=0, tokens=551234, duplicates=12, removed=0)
     """
-    rows = read_rows(inputs)
-    first = list(islice(rows, 1))
-    if not first:
-        raise Mat2SeqError(f"no crystals in {', '.join(map(str, inputs))}")
     return prepare_rows(
-        chain(first, rows),
+        input_rows(inputs, Path(output)),
         output,
         symprec=symprec,
         on_disorder=on_disorder,

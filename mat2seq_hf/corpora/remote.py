@@ -143,6 +143,7 @@ def load_rows(rows: Iterable[InputRow]) -> Any:
     """
     from datasets import Dataset, Features, Value
 
+    from .columns import column_of
     from .feature import Crystal
 
     feature = Crystal()
@@ -150,10 +151,10 @@ def load_rows(rows: Iterable[InputRow]) -> Any:
     for row in rows:
         entry: dict[str, Any] = {"id": row.id, "structure": None, "source": row.source, "error": row.problem or None}
         try:
-            entry |= {"structure": None if row.problem else feature.encode_example(row.text)}
+            entry |= {"structure": None if row.problem else feature.encode_text(row.text)}
         except CrystalError as error:
             entry["error"] = str(error)
-        entries.append(entry | json.loads(row.properties))
+        entries.append(entry | {column_of(name): value for name, value in json.loads(row.properties).items()})
     names = sorted({name for entry in entries for name in entry} - {"id", "structure", "source", "error"})
     kinds = {
         name: "string" if any(isinstance(entry.get(name), str) for entry in entries) else "float64" for name in names

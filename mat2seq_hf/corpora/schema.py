@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ __all__ = [
     "PREPARED",
     "REJECTED",
     "check_schemes",
+    "check_whole",
     "is_prepared",
     "scheme_of",
     "shard_paths",
@@ -58,6 +59,20 @@ def is_prepared(path: str | Path) -> bool:
         return bool(shards) and METADATA_KEY in (pq.read_schema(shards[0]).metadata or {})
     except (OSError, pa.ArrowException):  # the same name, but no table
         return False
+
+
+def check_whole(folders: Iterable[str | Path]) -> None:
+    """Refuse prepared folders that a killed run has left: what is compared with them would be counted too low.
+
+    Raises:
+        Mat2SeqError: a folder has shards and no report.json, which is written last.
+    """
+    for folder in map(Path, folders):
+        if shard_paths(folder) and not (folder / "report.json").is_file():
+            raise Mat2SeqError(
+                f"{folder} has no report.json: the run that prepares it has not ended; start the same command again, "
+                "which goes on"
+            )
 
 
 def scheme_of(folder: str | Path) -> str:

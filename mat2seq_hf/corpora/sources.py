@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import gzip
-import logging
-import sqlite3
-import tarfile
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import Mat2SeqError
-from .formats import InputRow, database_rows, group_rows, reader_of, stem_of
+from .archives import archive_files, folder_files, is_archive, open_file, warn_left_out
+from .databases import database_rows
+from .formats import InputRow, group_rows, reader_of, stem_of
 from .schema import METADATA_KEY
 
 __all__ = [
     "BROKEN",
     "Unit",
     "archive_files",
+    "broken_row",
     "folder_files",
     "is_archive",
+    "is_known",
     "list_units",
     "open_file",
     "read_rows",
@@ -37,14 +32,8 @@ __all__ = [
     "warn_left_out",
 ]
 
-logger = logging.getLogger(__name__)
-
-_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
-#: What broken files raise when they are opened or read; RuntimeError: an encrypted one.
-BROKEN = (
-    *(RuntimeError, OSError, EOFError, ValueError, NotImplementedError),
-    *(pa.ArrowException, tarfile.TarError, zipfile.BadZipFile, zlib.error, sqlite3.Error),
-)
+#: What broken files raise when they are opened or read: the libraries that read them raise nearly every type.
+BROKEN: tuple[type[Exception], ...] = (Exception,)
 
 
 @dataclass(frozen=True)
@@ -66,73 +55,26 @@ class Unit:
     strict: bool = False
 
 
-def is_archive(name: str) -> bool:
-    """Whether a name is that of a zip or tar archive."""
-    return name.lower().endswith(_ARCHIVES)
-
-
 def _is_database(name: str) -> bool:
     return name.lower().endswith(".db")
 
 
-def _is_known(name: str) -> bool:
+def is_known(name: str) -> bool:
+    """Whether a name is that of a file that can hold crystals."""
     return _is_database(name) or is_archive(name) or reader_of(name) is not None
-
-
-def _is_visible(name: str) -> bool:
-    """Whether a file is one that its owner knows of; others are hidden ones and what a Mac adds to archives."""
-    parts = [part for part in PurePosixPath(name).parts if part != ".."]  # nothing is unpacked, so it leads nowhere
-    return not any(part.startswith((".", "__MACOSX")) for part in parts)
-
-
-def warn_left_out(names: Sequence[str], place: str = "") -> None:
-    """Say how many files of which kinds were left out."""
-    if names:
-        skipped = Counter(PurePosixPath(name).suffix or PurePosixPath(name).name for name in names)
-        kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.most_common(5))
-        logger.warning("left out %d files that hold no crystals%s: %s", len(names), place and f" in {place}", kinds)
-
-
-def folder_files(path: Path) -> list[Path]:
-    """The files of a folder and of all folders in it, but hidden ones, in the order of names."""
-    files = sorted(entry for entry in path.rglob("*") if entry.is_file())
-    return [file for file in files if _is_visible(file.relative_to(path).as_posix())]
-
-
-def archive_files(path: Path) -> Iterator[tuple[str, Callable[[], BinaryIO]]]:
-    """Name of each file of an archive but hidden ones, and a function that opens it; nothing is unpacked to disk.
-
-    A zip archive in the order of names; a tar archive in its own, because a compressed one can only be read from the
-    front: each file has to be read before the next is asked for.
-    """
-    if path.name.lower().endswith(".zip"):
-        with zipfile.ZipFile(path) as archive:
-            for entry in sorted(archive.infolist(), key=lambda info: info.filename):
-                if not entry.is_dir() and _is_visible(entry.filename):
-                    yield entry.filename, partial(_zip_member, archive, entry)
-        return
-    with tarfile.open(path, "r:*") as tar:
-        for member in tar:
-            if member.isfile() and _is_visible(member.name):
-                yield member.name, partial(_tar_member, tar, member)
-
-
-def _zip_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> BinaryIO:
-    return _unpacked(entry.filename, cast("BinaryIO", archive.open(entry)))
-
-
-def _tar_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
-    return _unpacked(member.name, cast("BinaryIO", tar.extractfile(member)))  # a regular file: it is never None
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
     """The shortest endings of the paths that tell them apart."""
-    every = {path.absolute().parts for path in paths}
-    labels = {}
-    for parts in every:
-        counts = range(1, len(parts))
-        enough = (count for count in counts if sum(other[-count:] == parts[-count:] for other in every) == 1)
-        labels[parts] = "/".join(parts[-next(enough, len(parts)) :])
+    left = {path.absolute().parts for path in paths}
+    labels: dict[tuple[str, ...], str] = {}
+    count = 1
+    while left:
+        same = Counter(parts[-count:] for parts in left)  # a path that has a label differs in fewer parts already
+        done = {parts for parts in left if same[parts[-count:]] == 1 or count >= len(parts)}
+        labels |= {parts: "/".join(parts[-count:]) for parts in done}
+        left -= done
+        count += 1
     return [labels[path.absolute().parts] for path in paths]
 
 
@@ -142,7 +84,7 @@ def _units_of(path: Path, label: str, strict: bool) -> Iterator[Unit]:
         return
     try:
         metadata = pq.read_metadata(path)
-    except (OSError, pa.ArrowException) as error:
+    except Exception as error:  # see BROKEN
         if strict:
             raise Mat2SeqError(f"{path} cannot be read as a table: {error}") from error
         yield Unit(str(path), label)  # reading it will say the same, in a row
@@ -158,14 +100,32 @@ def _units_of(path: Path, label: str, strict: bool) -> Iterator[Unit]:
         first += metadata.row_group(group).num_rows
 
 
-def list_units(inputs: Sequence[str | Path]) -> list[Unit]:
+def _without(files: list[Path], folder: Path, output: Path | None) -> list[Path]:
+    """The files of a folder that are not in ``output``, which an earlier run has written.
+
+    Raises:
+        Mat2SeqError: both are the same folder.
+    """
+    if output is None or not output.resolve().is_relative_to(folder.resolve()):
+        return files
+    inside = output.resolve().relative_to(folder.resolve())
+    if not inside.parts:
+        raise Mat2SeqError(f"{folder} is input and output: give another folder for the output")
+    return [file for file in files if not file.relative_to(folder).is_relative_to(inside)]
+
+
+def list_units(inputs: Sequence[str | Path], output: Path | None = None) -> list[Unit]:
     """The parts of files and folders, in the order given and, within a folder, of names.
 
     Folders are searched to the bottom; files of unknown kinds and hidden ones are left out there, which is logged.
 
+    Args:
+        inputs: files, folders and archives.
+        output: a folder that is left out where it lies within an input.
+
     Raises:
-        Mat2SeqError: a path does not exist, a file is of no known kind or a shard of a prepared corpus, or a table
-            is broken.
+        Mat2SeqError: a path does not exist, a file is of no known kind or a shard of a prepared corpus, a table is
+            broken, or an input is the output.
     """
     paths = [Path(given) for given in inputs]
     units: list[Unit] = []
@@ -174,15 +134,15 @@ def list_units(inputs: Sequence[str | Path]) -> list[Unit]:
         if not path.exists():
             raise Mat2SeqError(f"{path} does not exist")
         if not path.is_dir():
-            if not _is_known(path.name):
+            if not is_known(path.name):
                 raise Mat2SeqError(
                     f"{path.name} is no file of crystals; give CIF, POSCAR, extended XYZ, JSON, CSV, parquet, an ASE "
                     "database, or an archive of such files"
                 )
             units += _units_of(path, label, strict=True)
             continue
-        for file in folder_files(path):
-            if _is_known(file.name):
+        for file in _without(folder_files(path), path, output):
+            if is_known(file.name):
                 inside = file.relative_to(path).as_posix()
                 name = f"{label}/{inside}".encode("utf-8", "replace").decode()  # names can be any bytes
                 units += _units_of(file, name, strict=False)
@@ -190,15 +150,6 @@ def list_units(inputs: Sequence[str | Path]) -> list[Unit]:
                 skipped.append(file.name)
     warn_left_out(skipped)
     return units
-
-
-def open_file(path: Path) -> BinaryIO:
-    """The file, open for reading bytes, unpacked where its name ends in ``.gz``."""
-    return cast("BinaryIO", gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb"))
-
-
-def _unpacked(name: str, stream: BinaryIO) -> BinaryIO:
-    return cast("BinaryIO", gzip.GzipFile(fileobj=stream)) if name.lower().endswith(".gz") else stream
 
 
 def said(error: Exception) -> str:
@@ -217,7 +168,7 @@ def _archive_rows(path: Path, label: str) -> Iterator[InputRow]:
         try:
             with open_member() as stream:
                 yield from reader(stream, f"{label}/{name}")
-        except BROKEN as error:
+        except Exception as error:  # noqa: BLE001 - see BROKEN; the row says what it is
             yield InputRow(stem_of(name), "", f"{label}/{name}", problem=said(error))
     warn_left_out(skipped, label)
 
@@ -237,6 +188,20 @@ def _open_unit(unit: Unit) -> Iterator[InputRow]:
             yield from reader(stream, unit.label)
 
 
+def broken_row(unit: Unit, number: int, error: Exception) -> InputRow:
+    """A row in place of what is left of a unit after ``number`` rows.
+
+    Raises:
+        Mat2SeqError: the unit is strict and broken as a whole.
+    """
+    problem = said(error)
+    if unit.strict and number == 0:
+        raise Mat2SeqError(f"{unit.path} cannot be read: {problem}") from error
+    where = f"{unit.label}:{unit.first + number}" if number else unit.label
+    rest = "; the rest of the file is not read" if number else ""
+    return InputRow(stem_of(unit.label), "", where, problem=f"{problem}{rest}")
+
+
 def unit_rows(unit: Unit) -> Iterator[InputRow]:
     """Rows of one unit.
 
@@ -248,16 +213,11 @@ def unit_rows(unit: Unit) -> Iterator[InputRow]:
         for row in _open_unit(unit):
             yield row
             number += 1
-    except BROKEN as error:
-        problem = said(error)
-        if unit.strict and number == 0:
-            raise Mat2SeqError(f"{unit.path} cannot be read: {problem}") from error
-        where = f"{unit.label}:{number}" if number else unit.label
-        rest = "; the rest of the file is not read" if number else ""
-        yield InputRow(stem_of(unit.label), "", where, problem=f"{problem}{rest}")
+    except Exception as error:  # noqa: BLE001 - see BROKEN
+        yield broken_row(unit, number, error)
 
 
-def read_rows(inputs: Sequence[str | Path]) -> Iterator[InputRow]:
+def read_rows(inputs: Sequence[str | Path], output: Path | None = None) -> Iterator[InputRow]:
     """Crystals of files, folders and archives, one row each, in the order of names.
 
     CIF (each data block with a crystal), POSCAR and CONTCAR, extended XYZ (each frame), JSON and JSON lines (pymatgen's
@@ -266,11 +226,15 @@ def read_rows(inputs: Sequence[str | Path]) -> Iterator[InputRow]:
     ``.gz``, and in zip and tar archives, but for databases: SQLite reads files on disk alone. ``material_id`` or ``id``
     names a row; other scalar columns become properties.
 
+    Args:
+        inputs: the paths.
+        output: a folder that is left out where it lies within an input.
+
     Raises:
-        Mat2SeqError: a path does not exist, is of no known kind, or cannot be read as a whole.
+        Mat2SeqError: as :func:`list_units`, or a file that is named cannot be read as a whole.
 
     Example:
         >>> rows = list(read_rows(["mp_20/val.parquet", "my_cifs/"]))  # doctest: +SKIP
     """
-    for unit in list_units(inputs):
+    for unit in list_units(inputs, output):
         yield from unit_rows(unit)

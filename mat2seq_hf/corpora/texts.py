@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..cell import is_cif
 from ..elements import SYMBOL_OF
@@ -20,7 +21,7 @@ from ..errors import CrystalError
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-__all__ = ["ON_DISORDER", "crystal_of", "is_disordered", "json_text", "ordered"]
+__all__ = ["ON_DISORDER", "checked_columns", "crystal_of", "is_disordered", "json_text", "ordered", "spans_volume"]
 
 #: What to do with partial occupancy: stop, set the crystal aside with a reason, or let pymatgen order it.
 ON_DISORDER = ("error", "set_aside", "order")
@@ -36,6 +37,46 @@ def json_text(lattice: Any, numbers: Any, frac_coords: Any) -> str:
     return json.dumps(columns, separators=(",", ":"))
 
 
+def spans_volume(lattices: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether cell vectors, shape (n, 3, 3), are finite and independent; shape (n,)."""
+    with np.errstate(all="ignore"):
+        lengths = np.linalg.norm(lattices, axis=2)
+        volumes = np.abs(np.linalg.det(lattices))
+        flat = (volumes < 1e-9 * lengths.prod(axis=1)) | (lengths.min(axis=1) < 1e-3)
+    sound: NDArray[np.bool_] = np.isfinite(lattices).all(axis=(1, 2)) & np.isfinite(volumes) & ~flat
+    return sound
+
+
+def checked_columns(data: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+    """Cell vectors (3, 3), atomic numbers (n,) and fractional coordinates (n, 3) of a crystal given as columns.
+
+    Raises:
+        CrystalError: they are no finite numbers of these shapes, the cell is flat, or a number is no element's.
+    """
+    try:
+        lattice, numbers, coords = (
+            np.array(data[name], dtype=np.float64) for name in ("lattice", "numbers", "frac_coords")
+        )
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CrystalError(f"lattice, numbers and frac_coords are not all arrays of numbers: {error}") from error
+    if lattice.shape != (3, 3) or numbers.ndim != 1 or not len(numbers) or coords.shape != (len(numbers), 3):
+        raise CrystalError(
+            f"lattice {lattice.shape}, numbers {numbers.shape} and frac_coords {coords.shape} are no crystal; "
+            "give the shapes (3, 3), (n,) and (n, 3), with at least one atom"
+        )
+    wrong = ~((numbers >= 1) & (numbers <= 118) & (numbers % 1 == 0))
+    if wrong.any():
+        raise CrystalError(f"{numbers[wrong][0]:g} is no atomic number of an element; numbers run from 1 to 118")
+    if not np.isfinite(coords).all():
+        site = int((~np.isfinite(coords)).any(axis=1).argmax())
+        raise CrystalError(f"site {site}: non-finite coordinates {coords[site].tolist()}; mend or remove the site")
+    if not spans_volume(lattice[None])[0]:
+        raise CrystalError(
+            f"the cell vectors {lattice.tolist()} span no volume; a crystal needs three independent ones"
+        )
+    return lattice, numbers.astype(np.int64), coords
+
+
 def _species(site: Mapping[str, Any]) -> dict[str, float]:
     species: dict[str, float] = {}
     for entry in site["species"]:
@@ -48,12 +89,8 @@ def _structure(data: Mapping[str, Any]) -> Structure:
     from pymatgen.core import Composition, Lattice, Structure
 
     if "lattice" in data and "numbers" in data and "frac_coords" in data:
-        symbols: list[Any] = [SYMBOL_OF.get(int(number), f"Z={number}") for number in data["numbers"]]
-        unknown = [symbol for symbol in symbols if symbol.startswith("Z=")]
-        if unknown:
-            raise CrystalError(f"{unknown[0]} is no atomic number of an element; numbers run from 1 to 118")
-        positions = np.asarray(data["frac_coords"], dtype=np.float64).reshape(-1, 3)
-        return Structure(Lattice(np.asarray(data["lattice"], dtype=np.float64)), symbols, positions)
+        matrix, numbers, coords = checked_columns(data)
+        return Structure(Lattice(matrix), [SYMBOL_OF[number] for number in numbers.tolist()], coords)
     lattice = data["lattice"]
     pbc = tuple(bool(flag) for flag in lattice.get("pbc", (True, True, True)))
     sites = data["sites"]

@@ -30,7 +30,8 @@ class Worker:
 
     ``function`` calls ``begin(index)`` before each row that could hang or crash, and leaves out the rows in ``doomed``
     (index: reason). A row that takes more than ``seconds`` of processor time, or kills the process twice, is doomed,
-    and the function is called again in a new process. So the function must be repeatable.
+    and the function is called again in a new process. So the function must be repeatable. It calls ``begin(-1)`` before
+    it writes, which raises ``ConnectionError`` if the process that started this one has ended.
 
     Args:
         function: importable by name; its arguments and its result are pickled.
@@ -180,7 +181,7 @@ def _serve(connection: Connection, function: Callable[..., Any], seconds: float)
     _quiet()
 
     def begin(index: int) -> None:
-        _allow(seconds)
+        _allow(seconds if index >= 0 else None)
         connection.send(("begin", index))
 
     while True:

@@ -1,0 +1,76 @@
+"""One crystal of the input as it was found: what every reader yields."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+__all__ = ["ID_COLUMNS", "InputRow", "is_property", "plain_name", "problem_row", "scalars", "stem_of"]
+
+#: Columns that name a row, the first of them that is there.
+ID_COLUMNS = ("material_id", "id", "_id")
+
+
+@dataclass(frozen=True)
+class InputRow:
+    """One crystal of the input.
+
+    Attributes:
+        id: name; the file's where it has no other.
+        text: CIF, POSCAR or JSON, see :func:`~.texts.crystal_of`.
+        source: file and row.
+        properties: JSON object of the numbers, strings and truth values that stand beside the crystal.
+        problem: why the row could not be read; empty for most.
+        written: JSON object of the numbers of a CSV as they are written, such as ``1.10``.
+    """
+
+    id: str
+    text: str
+    source: str
+    properties: str = "{}"
+    problem: str = ""
+    written: str = "{}"
+
+    def __post_init__(self) -> None:
+        for name in ("id", "text", "source", "properties", "problem", "written"):
+            value: str = getattr(self, name)
+            if not value.isascii():  # half a surrogate pair, as JSON can hold, is no UTF-8 and fits into no file
+                object.__setattr__(self, name, value.encode("utf-8", "replace").decode())
+
+
+def problem_row(label: str, error: Exception | str) -> InputRow:
+    """A row in place of what cannot be read."""
+    said = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    return InputRow(stem_of(label), "", label, problem=said)
+
+
+def plain_name(label: str) -> str:
+    """Name of a file without folders and without ``.gz``, in the letters it is written in."""
+    name = PurePosixPath(label).name
+    return name[:-3] if name.lower().endswith(".gz") else name
+
+
+def stem_of(label: str) -> str:
+    """Name of a file without folders and suffixes: ``"a/mp-1.cif.gz"`` gives ``"mp-1"``."""
+    return PurePosixPath(plain_name(label)).stem
+
+
+def is_property(name: str) -> bool:
+    """Whether a column can be a property by its name: it has one, and is no index that pandas wrote."""
+    return bool(name) and not name.startswith(("Unnamed: ", "__index_level_"))
+
+
+def scalars(row: Mapping[str, Any]) -> str:
+    """JSON of the columns that are numbers, strings or truth values; without index columns and missing values."""
+    kept = {
+        name: value
+        for name, value in sorted(row.items())
+        if isinstance(value, (str, int, float))
+        and not (isinstance(value, float) and not math.isfinite(value))
+        and is_property(name)
+    }
+    return json.dumps(kept)
