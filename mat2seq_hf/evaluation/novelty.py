@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ..canonical import CanonicalCrystal
 from ..cif import cif_text
-from ..corpora.schema import check_schemes, is_prepared, scheme_of, shard_paths
+from ..corpora.schema import check_schemes, check_whole, is_prepared, scheme_of, shard_paths
 from ..corpora.sources import read_rows
 from ..errors import Mat2SeqError
 from ..sequence import scheme_fingerprint
@@ -113,6 +113,7 @@ def _formula_of_text(text: str) -> str:
 
 def _sequences(folder: Path) -> Iterator[str]:
     """Canonical sequences of a prepared corpus."""
+    check_whole([folder])
     check_schemes({str(folder): scheme_of(folder), "the canonical form of samples": scheme_fingerprint()})
     for shard in shard_paths(folder):
         yield from pq.read_table(shard, columns=["text"]).column("text").to_pylist()
