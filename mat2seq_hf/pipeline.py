@@ -221,11 +221,17 @@ class CrystalGenerationPipeline(Pipeline):
         return {"drawn": groups, "prompt": prompts}
 
     def _with_settings_for(self, wanted: int, generate: dict[str, Any], *, candidates: bool) -> dict[str, Any]:
-        """Settings of the caller, or those of the model's generation_config for many samples or the best of many."""
-        many = getattr(self.model.generation_config, "mat2seq", None) or {}
-        found = many.get("best", many) if candidates else many
-        if 2 * wanted < many.get("samples", math.inf) or not generate.keys().isdisjoint(_DRAWING):
+        """Settings of the caller, or those of the model's generation_config for so many samples or the best of many.
+
+        More samples are better drawn at a higher temperature. Of the numbers of samples that the generation_config has
+        settings for, its own being those for one, the nearest on a logarithmic scale counts.
+        """
+        known = getattr(self.model.generation_config, "mat2seq", None) or {}
+        if not generate.keys().isdisjoint(_DRAWING):
             return generate
+        several = [{"samples": 1}, *known.get("any_of", [])]
+        nearest = min(several, key=lambda entry: abs(math.log(entry["samples"] / wanted)))
+        found = known.get("best", {}) if candidates else nearest
         return {name: found[name] for name in _DRAWING if name in found} | generate
 
     def _draw(

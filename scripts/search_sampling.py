@@ -1,15 +1,15 @@
 """Which temperature and top-k match most crystals of a validation set: for one sample, for many, for the best of many.
 
 All samples are drawn once for each setting and serve all questions: the mean over samples is the rate of one sample,
-"any" is the rate at which at least one of them matches, "best of k" takes the sample that the pipeline would return of
-k candidates (mat2seq_hf/ranking.py), and "likeliest of k" the one of highest log-probability, for comparison. Every
+"any of k" is the rate at which at least one of k matches, "best of k" takes the sample that the pipeline would return
+of k candidates (mat2seq_hf/ranking.py), and "likeliest of k" the one of highest log-probability, for comparison. Every
 setting is tried on the first crystals; those that are best at one of the questions go on to all of them. Settings are
 compared crystal by crystal with the same random numbers, so that what the crystals have in common does not blur the
 difference. Killed, the same command goes on.
 
 With --write the best settings go into the generation_config.json of a model folder: temperature and top_k for one
-sample, and under "mat2seq" those for many, which the pipeline takes where at least half as many samples are asked for,
-and those for the best of many, which it takes where candidates are asked for.
+sample, and under "mat2seq" those for several and for many, of which the pipeline takes the nearest to the number that
+is asked for, and those for the best of many, which it takes where candidates are asked for.
 
     python scripts/search_sampling.py --data mp_20/val.parquet --output runs/search
     python scripts/search_sampling.py --data mp_20/val.parquet --output runs/search --model my-model --write my-model
@@ -26,6 +26,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+FEW = 5  # samples; settings are searched for one, so many, and all
 Setting = tuple[float, int]  # temperature and top-k
 Table = dict[Setting, dict[str, dict[str, float]]]  # setting, question, crystal: share of tries that match
 
@@ -97,14 +98,17 @@ def matches(folder: Path, asked: list[Any], truths: dict[str, Any]) -> list[dict
 
 def outcomes(rows: list[dict[str, Any]], samples: int) -> dict[str, dict[str, float]]:
     """For each question and crystal the share of tries that match."""
+    from mat2seq_hf.evaluation.csp import any_of
+
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["id"], []).append(row)
-    found: dict[str, dict[str, float]] = {
-        "one": {name: sum(row["match"] for row in group) / len(group) for name, group in groups.items()},
-        "any": {name: float(any(row["match"] for row in group)) for name, group in groups.items()},
-    }
-    for k in sorted({min(5, samples), samples}):
+    found: dict[str, dict[str, float]] = {}
+    few = min(FEW, samples)
+    for k in (1, few, samples):  # estimated from all samples
+        rates = {name: any_of(sum(row["match"] for row in group), samples, k) for name, group in groups.items()}
+        found[f"any of {k}" if k > 1 else "one"] = rates
+    for k in sorted({few, samples}):
         found[f"best of {k}"] = {name: chosen(group, k, best) for name, group in groups.items()}
     found[f"likeliest of {samples}"] = {name: chosen(group, samples, likeliest) for name, group in groups.items()}
     return found
@@ -165,9 +169,9 @@ def write_settings(folder: Path, found: dict[str, dict[str, Any]], samples: int)
     """Enter the best settings in a model's generation_config.json."""
     path = folder / "generation_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
+    several = [{"samples": k, **found[f"any of {k}"]} for k in sorted({min(FEW, samples), samples} - {1})]
     best_of_all = {"num_candidates": samples, **found[f"best of {samples}"]}
-    many = {"samples": samples, **found["any"], "best": best_of_all}
-    config |= {"do_sample": True, **found["one"], "mat2seq": many}
+    config |= {"do_sample": True, **found["one"], "mat2seq": {"any_of": several, "best": best_of_all}}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -193,7 +197,7 @@ def search(pipe: Any, options: argparse.Namespace) -> tuple[Table, Table]:
         folder = options.output / f"temperature_{setting[0]:g}_top_k_{setting[1]}"
         first[setting] = try_setting(pipe, some, truths, setting, folder / "first", options)
     questions = [*next(iter(first.values()))]
-    asked_for = [question for question in questions if not question.startswith("likeliest")]  # for comparison only
+    asked_for = [q for q in questions if q == "one" or q.startswith("any") or q == f"best of {options.samples}"]
     go_on = [s for s in first if any(s in best_settings(first, q, options.finalists) for q in asked_for)]
     final: Table = {}
     for setting in go_on:

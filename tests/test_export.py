@@ -24,7 +24,7 @@ def export(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_settings_stay_and_what_belongs_to_another_model_goes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(gpt2_config("tiny", n_embd=16, n_layer=1, n_head=2, n_positions=64))
-    searched = {"samples": 20, "temperature": 0.9, "top_k": 40}
+    searched = {"any_of": [{"samples": 20, "temperature": 0.9, "top_k": 40}]}
     model.generation_config = GenerationConfig(do_sample=True, temperature=0.8, top_k=7, mat2seq=searched)
     source = save_model_folder(model, build_tokenizer(), tmp_path / "source", with_code=False)
     output = tmp_path / "output"

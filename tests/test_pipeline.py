@@ -305,22 +305,26 @@ def test_the_same_crystal_drawn_again_is_marked_and_not_left_out(pipe: CrystalGe
 def test_settings_for_many_samples_come_from_the_generation_config(pipe: CrystalGenerationPipeline) -> None:
     config = pipe.model.generation_config
     of_candidates = {"num_candidates": 6, "temperature": 0.4, "top_k": 7}
-    config.mat2seq = {"samples": 6, "temperature": 1.3, "top_k": 3, "best": of_candidates}
+    several = [{"samples": 3, "temperature": 1.3, "top_k": 3}, {"samples": 30, "temperature": 2.0, "top_k": 90}]
+    config.mat2seq = {"any_of": several, "best": of_candidates}
     try:
         many = pipe("NaCl", num_return_sequences=3, seed=2, **SMALL)
-        few = pipe("NaCl", num_return_sequences=2, seed=2, **SMALL)
+        few = pipe("NaCl", num_return_sequences=1, seed=2, **SMALL)
+        more = pipe("NaCl", num_return_sequences=12, seed=2, **SMALL)
         own = pipe("NaCl", num_return_sequences=3, seed=2, top_k=50, **SMALL)
         best = pipe("NaCl", num_candidates=4, seed=2, **SMALL)
     finally:
         del config.mat2seq
     named = pipe("NaCl", num_return_sequences=3, seed=2, temperature=1.3, top_k=3, **SMALL)
-    plain = pipe("NaCl", num_return_sequences=2, seed=2, **SMALL)
+    plain = pipe("NaCl", num_return_sequences=1, seed=2, **SMALL)
+    hot = pipe("NaCl", num_return_sequences=12, seed=2, temperature=2.0, top_k=90, **SMALL)
     same = pipe("NaCl", num_candidates=4, seed=2, temperature=0.4, top_k=7, **SMALL)
     texts = [[sample["text"] for sample in answer] for answer in (many, few, own, named, plain, best, same)]
     assert texts[0] == texts[3]
     assert texts[1] == texts[4]
     assert texts[2] != texts[0]
     assert texts[5] == texts[6]
+    assert [sample["text"] for sample in more] == [sample["text"] for sample in hot]
 
 
 @pytest.mark.parametrize("config", [{"temperature": 0.9, "top_k": 10}, {"top_k": 50, "max_new_tokens": 30}])
