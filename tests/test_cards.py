@@ -50,7 +50,7 @@ def test_a_card_of_another_model_says_what_that_one_is() -> None:
     facts["runs"] = [run, {**run, "hardware": {"threads": 8, "gpu": "NVIDIA H100"}, "command": "second command"}]
     many = {**facts["reports"][0], "name": "val, 20 each", "sampling": "draw 20"}
     many["settings"] = {**many["settings"], "samples": 20}
-    facts["reports"].append(many)
+    facts["reports"] = [facts["reports"][0], many]
     card = str(render_model_card(**facts))
     assert 'model="org/mine"' in card
     assert "crystals of my oxides" in card
