@@ -162,8 +162,8 @@ def _check_group(blocks: list[Any]) -> None:
         unread = [name for name in names if str(name).replace(" ", "") not in ("P1", "?", ".", "")]
         if unread:
             raise CrystalError(
-                f"the CIF names the space group {unread[0]!r}, which is not known, and lists no operations; list them "
-                "as _space_group_symop_operation_xyz"
+                f"the CIF names the space group {unread[0]!r}, but neither this name nor a list of operations can be "
+                "read; list them as _space_group_symop_operation_xyz, each as 'x, y, z'"
             )
 
 

@@ -173,7 +173,7 @@ def test_a_group_that_is_only_named_is_applied(text: str, expected: str) -> None
 
 def test_a_group_that_is_only_named_and_not_known_is_refused() -> None:
     text = named("_symmetry_space_group_name_H-M 'F 4/m -3 2/m'", "Na1 0 0 0\nCl1 .5 .5 .5")
-    with pytest.raises(CrystalError, match="'F 4/m -3 2/m', which is not known, and lists no operations"):
+    with pytest.raises(CrystalError, match="'F 4/m -3 2/m', but neither this name nor a list"):
         canonicalize(text)
 
 
