@@ -47,7 +47,7 @@ def consensus_order(prototypes: Sequence[Hashable | None], log_probs: Sequence[f
     keys = {}
     for index in sorted(range(len(prototypes)), key=lambda index: -log_probs[index]):
         kind = prototypes[index]
-        keys[index] = (kind is None, 0 if kind is None else seen[kind], 0 if kind is None else -votes[kind])
+        keys[index] = (True, 0, 0) if kind is None else (False, seen[kind], -votes[kind])
         seen[kind] += 1
     return sorted(keys, key=keys.__getitem__)  # stable: what is equal so far stays in the order of probability
 

@@ -28,10 +28,10 @@ from mat2seq_hf.corpora.benchmarks import BENCHMARKS, download_benchmark, find_b
 from mat2seq_hf.corpora.builder import CrystalCorpus
 from mat2seq_hf.corpora.download import download
 from mat2seq_hf.corpora.feature import Crystal
-from mat2seq_hf.corpora.formats import InputRow
 from mat2seq_hf.corpora.load import SAMPLE_CORPUS, load_crystals
 from mat2seq_hf.corpora.prepare import prepare
 from mat2seq_hf.corpora.remote import load_rows
+from mat2seq_hf.corpora.rows import InputRow
 from mat2seq_hf.corpora.texts import json_text
 from mat2seq_hf.errors import CrystalError, Mat2SeqError
 

@@ -19,9 +19,9 @@ import pytest
 from pymatgen.core import Composition, Lattice, Structure
 
 from mat2seq_hf.corpora.encode import EncodeSettings, encode_chunk, encode_row, write_table
-from mat2seq_hf.corpora.formats import InputRow
 from mat2seq_hf.corpora.load import SAMPLE_CORPUS
 from mat2seq_hf.corpora.prepare import prepare
+from mat2seq_hf.corpora.rows import InputRow
 from mat2seq_hf.corpora.sources import read_rows
 from mat2seq_hf.corpora.workers import Worker
 from mat2seq_hf.errors import Mat2SeqError

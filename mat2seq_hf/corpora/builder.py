@@ -21,7 +21,7 @@ import pyarrow as pa
 from ..errors import CrystalError, Mat2SeqError
 from .columns import announced_properties, column_of, property_of, unit_batches
 from .feature import Crystal
-from .formats import InputRow
+from .rows import InputRow
 from .sources import Unit, list_units, unit_rows
 from .texts import ON_DISORDER, is_disordered, ordered
 

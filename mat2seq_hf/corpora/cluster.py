@@ -11,8 +11,8 @@ from typing import Any
 
 from ..errors import Mat2SeqError
 from .encode import Counts, EncodeSettings, encode_chunk
-from .formats import InputRow
 from .prepare import DUPLICATE_CHOICES, PrepareReport, finish, writing
+from .rows import InputRow
 from .sources import Unit, list_units, unit_rows
 from .workers import Worker
 

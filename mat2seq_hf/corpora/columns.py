@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .archives import open_file
 from .csv_reading import csv_records
 from .feature import CRYSTAL_COLUMNS, Crystal, is_crystal_struct
-from .formats import ID_COLUMNS, InputRow, plain_name, property_names, table_rows
-from .sources import Unit, broken_row, open_file, unit_rows
+from .formats import property_names, table_rows
+from .rows import ID_COLUMNS, InputRow, plain_name
+from .sources import Unit, broken_row, unit_rows
 from .texts import spans_volume
 
 __all__ = ["BATCH", "announced_properties", "column_of", "property_of", "unit_batches"]

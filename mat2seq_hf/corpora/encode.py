@@ -18,7 +18,7 @@ from ..canonical import CanonicalCrystal, canonicalize
 from ..errors import CrystalError, Mat2SeqError
 from ..sequence import SCHEME_VERSION, scheme_fingerprint
 from ..vocabulary import BOS, EOS, TOKEN_IDS, tokenize
-from .formats import InputRow
+from .rows import InputRow
 from .schema import METADATA_KEY, PREPARED, REJECTED
 from .texts import ON_DISORDER, crystal_of, is_disordered, ordered
 

@@ -22,15 +22,11 @@ from .databases import json_database_rows, xyz_rows
 from .rows import ID_COLUMNS, InputRow, is_property, plain_name, problem_row, scalars, stem_of
 
 __all__ = [
-    "ID_COLUMNS",
     "READERS",
-    "InputRow",
     "cif_blocks",
     "group_rows",
-    "plain_name",
     "property_names",
     "reader_of",
-    "stem_of",
     "table_rows",
 ]
 

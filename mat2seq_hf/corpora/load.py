@@ -75,11 +75,9 @@ def _named(folder: Path, output: Path | None) -> tuple[dict[str, list[str]], lis
     splits = {split: named[split] for split in order if split in named}
     if not splits:
         return {}, []
-    return splits, [entry.name for entry in rest if not entry.is_dir() or any(map(_holds, folder_files(entry)))]
-
-
-def _holds(file: Path) -> bool:
-    return is_known(file.name)
+    return splits, [
+        entry.name for entry in rest if not entry.is_dir() or any(is_known(file.name) for file in folder_files(entry))
+    ]
 
 
 def _listed(paths: Any) -> list[Any]:

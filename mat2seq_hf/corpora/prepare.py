@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ..errors import Mat2SeqError
 from .duplicates import first_of_each, read_columns, text_digests
 from .encode import Counts, EncodeSettings, encode_chunk, write_table
-from .formats import InputRow
+from .rows import InputRow
 from .schema import DUPLICATES, METADATA_KEY, REJECTED, shard_paths
 from .sources import read_rows
 from .workers import Worker

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CrystalError, Mat2SeqError
-from .formats import InputRow
+from .rows import InputRow
 
 __all__ = ["load_rows", "materials_project_rows", "optimade_rows"]
 

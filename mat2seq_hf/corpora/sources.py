@@ -12,28 +12,20 @@ import pyarrow.parquet as pq
 from ..errors import Mat2SeqError
 from .archives import archive_files, folder_files, is_archive, open_file, warn_left_out
 from .databases import database_rows
-from .formats import InputRow, group_rows, reader_of, stem_of
+from .formats import group_rows, reader_of
+from .rows import InputRow, stem_of
 from .schema import METADATA_KEY
 
 __all__ = [
-    "BROKEN",
     "Unit",
-    "archive_files",
     "broken_row",
-    "folder_files",
-    "is_archive",
     "is_known",
     "list_units",
-    "open_file",
     "read_rows",
     "said",
     "short_names",
     "unit_rows",
-    "warn_left_out",
 ]
-
-#: What broken files raise when they are opened or read: the libraries that read them raise nearly every type.
-BROKEN: tuple[type[Exception], ...] = (Exception,)
 
 
 @dataclass(frozen=True)
@@ -84,7 +76,7 @@ def _units_of(path: Path, label: str, strict: bool) -> Iterator[Unit]:
         return
     try:
         metadata = pq.read_metadata(path)
-    except Exception as error:  # see BROKEN
+    except Exception as error:  # a broken file: the libraries that read them raise nearly every type
         if strict:
             raise Mat2SeqError(f"{path} cannot be read as a table: {error}") from error
         yield Unit(str(path), label)  # reading it will say the same, in a row
@@ -168,7 +160,7 @@ def _archive_rows(path: Path, label: str) -> Iterator[InputRow]:
         try:
             with open_member() as stream:
                 yield from reader(stream, f"{label}/{name}")
-        except Exception as error:  # noqa: BLE001 - see BROKEN; the row says what it is
+        except Exception as error:  # noqa: BLE001 - a broken file; the row says what it is
             yield InputRow(stem_of(name), "", f"{label}/{name}", problem=said(error))
     warn_left_out(skipped, label)
 
@@ -213,7 +205,7 @@ def unit_rows(unit: Unit) -> Iterator[InputRow]:
         for row in _open_unit(unit):
             yield row
             number += 1
-    except Exception as error:  # noqa: BLE001 - see BROKEN
+    except Exception as error:  # noqa: BLE001 - a broken file, as above
         yield broken_row(unit, number, error)
 
 

@@ -11,18 +11,10 @@ from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 
+from ..corpora.archives import archive_files, folder_files, is_archive, open_file, warn_left_out
 from ..corpora.csv_reading import csv_records
-from ..corpora.formats import plain_name, stem_of
-from ..corpora.sources import (
-    BROKEN,
-    archive_files,
-    folder_files,
-    is_archive,
-    open_file,
-    read_rows,
-    said,
-    warn_left_out,
-)
+from ..corpora.rows import plain_name, stem_of
+from ..corpora.sources import read_rows, said
 from ..errors import Mat2SeqError
 
 __all__ = ["Reference", "SampleText", "assign_prompts", "read_references", "read_samples"]
@@ -128,7 +120,7 @@ def _text(open_one: Callable[[], BinaryIO]) -> tuple[str | None, str | None]:
         return content.decode("utf-8-sig"), None
     except UnicodeDecodeError:
         return None, "not a text file (UTF-8)"
-    except BROKEN as error:
+    except Exception as error:  # noqa: BLE001 - what is read raises nearly every type; the sample says which
         return None, f"cannot be read: {said(error)}"
 
 
@@ -168,7 +160,7 @@ def _archive(path: Path) -> Iterator[SampleText]:
                 samples.append(_cif(name, open_member))
             else:
                 skipped.append(name)
-    except BROKEN as error:
+    except Exception as error:
         raise Mat2SeqError(f"{path.name} cannot be read as an archive: {said(error)}") from error
     warn_left_out(skipped, path.name)
     yield from _from_0(sorted(samples, key=lambda sample: sample.source))
@@ -182,7 +174,7 @@ def _records(path: Path) -> tuple[list[str], Iterator[dict[str, Any] | str]]:
                 names, rows = csv_records(stream, ("cif", *_PROMPT_COLUMNS))
                 return names, iter(list(rows))
         table = pq.read_table(path)
-    except BROKEN as error:
+    except Exception as error:
         raise Mat2SeqError(f"{path} cannot be read as a table: {error}") from error
     return table.column_names, iter(table.to_pylist())
 
