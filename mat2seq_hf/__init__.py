@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
     from .grammar import Grammar, Prompt
     from .pipeline import CrystalGenerationPipeline
-    from .presets import gpt2_config
+    from .presets import gpt2_config, llama_config
     from .sequence import SCHEME_VERSION, scheme_fingerprint
     from .tokenizer import Mat2SeqTokenizer, build_tokenizer
 
@@ -55,6 +55,7 @@ __all__ = [
     "canonicalize",
     "cif_text",
     "gpt2_config",
+    "llama_config",
     "load_crystals",
     "scheme_fingerprint",
 ]
@@ -71,7 +72,7 @@ _HOME = {
     ),
     "grammar": ("Grammar", "Prompt"),
     "pipeline": ("CrystalGenerationPipeline",),
-    "presets": ("gpt2_config",),
+    "presets": ("gpt2_config", "llama_config"),
     "sequence": ("SCHEME_VERSION", "scheme_fingerprint"),
     "tokenizer": ("Mat2SeqTokenizer", "build_tokenizer"),
 }

@@ -183,8 +183,10 @@ class _RoomyLayer(DynamicLayer):
 
 
 def _new_cache(model: PreTrainedModel) -> Cache:
+    """A roomy cache; the library's own where a layer does not attend to everything before it."""
     config = model.config
-    if config.model_type == "gpt2":
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds == {"full_attention"} and getattr(config, "sliding_window", None) is None:
         return Cache(layer_class_to_replicate=_RoomyLayer)
     return DynamicCache(config=config)
 

@@ -137,28 +137,19 @@ def corpus_of(options: argparse.Namespace, arm: Arm, split: str) -> Path:
 
 
 def fresh_model(arm: Arm, width: int, seed: int, folder: Path) -> Path:
-    """A new model; the Llama's inner width makes its blocks as large as GPT-2's."""
+    """A new model of this many channels."""
     import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+    from transformers import AutoModelForCausalLM, PretrainedConfig
 
-    from mat2seq_hf.presets import gpt2_config
+    from mat2seq_hf.presets import gpt2_config, llama_config
 
-    shape = {"n_embd": width, "n_layer": 4, "n_head": max(1, width // 64), "n_positions": 512}
-    config: PretrainedConfig = gpt2_config("tiny", dropout=0.0, symprec=arm.symprec, **shape)
+    heads = max(1, width // 64)
+    config: PretrainedConfig
     if arm.architecture == "llama":
-        config = LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=width,
-            intermediate_size=round(8 * width / 3),
-            num_hidden_layers=4,
-            num_attention_heads=shape["n_head"],
-            max_position_embeddings=512,
-            bos_token_id=config.bos_token_id,
-            eos_token_id=config.eos_token_id,
-            pad_token_id=config.pad_token_id,
-            tie_word_embeddings=True,
-            mat2seq=config.mat2seq,  # type: ignore[call-arg]
-        )
+        shape = {"hidden_size": width, "intermediate_size": round(8 * width / 3), "num_attention_heads": heads}
+        config = llama_config("tiny", symprec=arm.symprec, **shape)
+    else:
+        config = gpt2_config("tiny", dropout=0.0, symprec=arm.symprec, n_embd=width, n_head=heads)
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder

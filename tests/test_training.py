@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from mat2seq_hf.corpora.schema import METADATA_KEY
 from mat2seq_hf.errors import Mat2SeqError, SchemeMismatchError
-from mat2seq_hf.presets import gpt2_config
+from mat2seq_hf.presets import gpt2_config, llama_config
 from mat2seq_hf.sequence import scheme_fingerprint
 from mat2seq_hf.training.checkpoints import last_complete_checkpoint
 from mat2seq_hf.training.config import parse_config
@@ -54,9 +54,16 @@ def _write_corpus(folder: Path, sequences: list[list[int]], scheme: str = SCHEME
     return folder
 
 
-def _model(dropout: float = 0.0) -> GPT2LMHeadModel:
+def _model(model_type: str = "gpt2", dropout: float = 0.0) -> PreTrainedModel:
     torch.manual_seed(0)
-    return GPT2LMHeadModel(gpt2_config("tiny", dropout=dropout, n_embd=32, n_layer=2, n_head=2, n_positions=64))
+    config: PretrainedConfig
+    if model_type == "llama":
+        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        config = llama_config("tiny", dropout=dropout, max_position_embeddings=64, **shape)
+    else:
+        config = gpt2_config("tiny", dropout=dropout, n_embd=32, n_layer=2, n_head=2, n_positions=64)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
 
 
 # --- batching -----------------------------------------------------------------------------------------------------
@@ -111,9 +118,10 @@ def test_no_crystal_is_cut_and_only_its_first_token_has_no_label() -> None:
 # --- loss ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
 @pytest.mark.parametrize("batching", ["bucketed", "packed"])
-def test_the_loss_of_a_batch_equals_the_loss_of_its_crystals_one_by_one(batching: str) -> None:
-    corpus, model = _corpus(40), _model()
+def test_the_loss_of_a_batch_equals_the_loss_of_its_crystals_one_by_one(batching: str, model_type: str) -> None:
+    corpus, model = _corpus(40), _model(model_type)
     row_length = 64 if batching == "packed" else None
     plan = BatchPlan(corpus.lengths, batch_tokens=256, batching=batching, row_length=64)
     alone = bits_per_structure(model, corpus, batch_tokens=1) * np.log(2)
@@ -127,7 +135,7 @@ def test_the_loss_of_a_batch_equals_the_loss_of_its_crystals_one_by_one(batching
 def test_a_uniform_model_needs_log2_of_the_vocabulary_for_each_token() -> None:
     corpus, model = _corpus(5), _model()
     with torch.no_grad():
-        model.transformer.wte.weight.zero_()
+        model.get_output_embeddings().weight.zero_()
     assert bits_per_structure(model, corpus) == pytest.approx((corpus.lengths - 1) * np.log2(len(TOKENS)), rel=1e-5)
 
 
@@ -141,8 +149,9 @@ def test_the_unigram_model_is_the_entropy_of_the_token_frequencies() -> None:
 
 
 def _small_run(folder: Path, crystals: int, dropout: float, **options: object) -> list[str]:
-    """Write a model and corpora into a folder; the arguments of a run with them."""
-    _model(dropout=dropout).save_pretrained(folder / "start")
+    """Write models and corpora into a folder; the arguments of a run with them."""
+    _model("gpt2", dropout).save_pretrained(folder / "start")
+    _model("llama", dropout).save_pretrained(folder / "start_llama")
     _write_corpus(folder / "train", _sequences(crystals))
     _write_corpus(folder / "val", _sequences(10, seed=1))
     options = {
@@ -154,6 +163,7 @@ def _small_run(folder: Path, crystals: int, dropout: float, **options: object) -
         "gradient_accumulation_steps": 2,
         "cpu_threads": 1,
         "report_to": "none",
+        "dropout": dropout,
         **options,
     }
     return ["--use_cpu", "--disable_tqdm=true", *(f"--{name}={value}" for name, value in options.items())]
@@ -165,11 +175,11 @@ def run_arguments(tmp_path: Path) -> list[str]:
     return _small_run(tmp_path, 60, 0.1, max_steps=40, save_steps=4, eval_steps=4, logging_steps=4)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(("optimizer", "start"), [("adamw", "start"), ("muon", "start_llama")])
 def test_a_run_killed_and_resumed_equals_an_uninterrupted_one_bit_for_bit(
-    run_arguments: list[str], tmp_path: Path, optimizer: str
+    run_arguments: list[str], tmp_path: Path, optimizer: str, start: str
 ) -> None:
-    common = [*run_arguments, f"--optimizer={optimizer}"]
+    common = [*run_arguments, f"--optimizer={optimizer}", f"--init_from={tmp_path / start}"]
     train(parse_config([*common, f"--output_dir={tmp_path / 'whole'}"]))
     killed = [*common, f"--output_dir={tmp_path / 'killed'}"]
     process = subprocess.Popen([sys.executable, str(SCRIPT), *killed], stderr=subprocess.PIPE, text=True)
@@ -191,7 +201,7 @@ def test_a_run_leaves_weights_record_and_results(run_arguments: list[str], tmp_p
     stored = json.loads((tmp_path / "run" / "run_record.json").read_text())
     assert stored["scheme"]["fingerprint"] == SCHEME
     assert stored["data"]["train"]["crystals"] == 60
-    model = GPT2LMHeadModel.from_pretrained(tmp_path / "run")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     corpus = load_corpus(tmp_path / "val", max_length=64, scheme=SCHEME)
     assert bits_per_structure(model, corpus).mean() == pytest.approx(record["results"]["bits_per_structure"], rel=1e-5)
 

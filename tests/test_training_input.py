@@ -101,7 +101,7 @@ def test_a_run_goes_on_with_the_data_weights_and_settings_it_began_with(
     other = _write_corpus(tmp_path / "other", _sequences(60, seed=2))
     _saved(tmp_path / "shallow")
     weights = _model()
-    torch.nn.init.zeros_(weights.transformer.wpe.weight)
+    torch.nn.init.zeros_(weights.get_input_embeddings().weight)  # type: ignore[arg-type]
     weights.save_pretrained(tmp_path / "zeros")
     for option, difference in (
         (f"--train_data={other}", r"train_data was '60 crystals, .*' and is now '60 crystals,"),
@@ -379,6 +379,42 @@ def test_a_model_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
         build_model(_config("--train_data=a", f"--init_from={renamed}", f"--output_dir={tmp_path}"))
     with pytest.raises(Mat2SeqError, match="is no model folder or repository"):
         build_model(_config("--train_data=a", f"--init_from={tmp_path / 'none'}", f"--output_dir={tmp_path}"))
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_dropout_acts_in_every_block_while_training_and_nowhere_else(tmp_path: Path, model_type: str) -> None:
+    ids = torch.tensor([_sequences(1)[0][:12]])
+    for source in ("", f"--init_from={tmp_path / 'saved'}"):
+        options = ["--train_data=a", f"--output_dir={tmp_path}", f"--model_type={model_type}", *filter(None, [source])]
+        torch.manual_seed(0)
+        model = build_model(_config(*options, "--dropout=0.2")).train()
+        torch.manual_seed(0)
+        plain = build_model(_config(*options)).train()
+        states = []
+        for network in (model, plain):
+            output = network(input_ids=ids, output_hidden_states=True)
+            states.append([*output.hidden_states, output.logits])
+        dropped = (states[0][0] == 0).float().mean()  # of embeddings
+        assert 0.15 < dropped < 0.25
+        assert (plain(input_ids=ids).logits == states[1][-1]).all()
+        assert (model.eval()(input_ids=ids).logits == states[1][-1]).all()
+        assert model.config.model_type == model_type
+        model.save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").train()
+    assert set(again.state_dict()) == set(plain.state_dict())
+
+
+def test_a_llama_drops_what_each_block_adds(tmp_path: Path) -> None:
+    model = build_model(_config("--train_data=a", f"--output_dir={tmp_path}", "--dropout=0.5")).train()
+    seen: dict[str, float] = {}
+    for name, module in model.named_modules():
+        if name.endswith(("o_proj", "down_proj")):
+            module.register_forward_hook(
+                lambda _module, _given, output, name=name: seen.update({name: float((output == 0).float().mean())})
+            )
+    model(input_ids=torch.tensor([[1, 5, 9, 7, 3, 2]]))
+    assert len(seen) == 2 * model.config.num_hidden_layers
+    assert all(0.4 < share < 0.6 for share in seen.values())
 
 
 def test_a_model_answers_with_cells_as_large_as_those_it_was_trained_on(

@@ -28,7 +28,11 @@ _LEAST = {
     "time_budget_minutes": 1e-3,
     "muon_learning_rate": 0.0,
 }
-_NAMES = {"optimizer": ("adamw", "muon"), "batching": ("auto", "bucketed", "packed")}
+_NAMES = {
+    "model_type": ("llama", "gpt2"),
+    "optimizer": ("adamw", "muon"),
+    "batching": ("auto", "bucketed", "packed"),
+}
 
 
 @dataclass
@@ -53,12 +57,15 @@ class TrainConfig(TrainingArguments):
     group_crystals: int = field(
         default=200_000, metadata={"help": "crystals of the shards that are in memory together when streaming"}
     )
-    model_size: str = field(default="tiny", metadata={"help": "preset of gpt2_config: tiny, small or large"})
+    model_type: str = field(default="llama", metadata={"help": "architecture of a new model: llama or gpt2"})
+    model_size: str = field(default="tiny", metadata={"help": "size of a new model: tiny, small or large"})
     init_from: str | None = field(
         default=None,
         metadata={"help": "checkpoint to fine-tune, or `shipped`; default: random weights"},
     )
-    dropout: float = field(default=0.0, metadata={"help": "dropout; 0 is best for few epochs"})
+    dropout: float = field(
+        default=0.0, metadata={"help": "dropout of embeddings, attention and residuals; 0 is best for few epochs"}
+    )
     prefix_fields: list[str] = field(
         default_factory=list,
         metadata={"help": "fields that stand before the formula, such as space_group band_gap; default: none"},

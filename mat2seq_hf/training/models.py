@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, PretrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from ..errors import Mat2SeqError, SchemeMismatchError
-from ..presets import gpt2_config
+from ..presets import gpt2_config, llama_config
 from ..sequence import scheme_fingerprint
 from ..vocabulary import TOKEN_IDS, TOKENS
 from .config import TrainConfig
@@ -22,6 +25,7 @@ __all__ = ["SHIPPED", "build_model", "keep_largest_cell"]
 SHIPPED = "shipped"
 
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout")
+_CONFIGS = {"gpt2": gpt2_config, "llama": llama_config}
 _DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
 
 
@@ -58,12 +62,29 @@ def _load(config: TrainConfig, source: str, scheme: str, fields: list[str]) -> P
     initial.mat2seq = {**found, "fields": fields}
     initial.update({name: config.dropout for name in _DROPOUTS if hasattr(initial, name)})
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, config=initial, dtype=torch.float32)
-    model.loss_type = "ForCausalLM"
     return model
 
 
+def _drop(module: nn.Module, _arguments: object, output: Tensor, *, probability: float) -> Tensor:
+    """Hook: dropout of what a module puts out, while it trains."""
+    return dropout(output, probability, module.training)
+
+
+def _drop_residuals(model: PreTrainedModel, probability: float) -> None:
+    """Dropout of a Llama's embeddings and of what its blocks add to them, where GPT-2 has it.
+
+    Its own configuration only knows that of attention. Hooks leave the model that is saved a stock one.
+    """
+    if model.config.model_type != "llama" or not probability:
+        return
+    inputs = model.get_input_embeddings()
+    for name, module in model.named_modules():
+        if module is inputs or name.endswith((".self_attn.o_proj", ".mlp.down_proj")):
+            module.register_forward_hook(partial(_drop, probability=probability))
+
+
 def build_model(config: TrainConfig) -> PreTrainedModel:
-    """A new GPT-2 of ``config.model_size``, or the checkpoint ``config.init_from`` with the run's dropout.
+    """A new model of ``config.model_type`` and ``model_size``, or the checkpoint ``init_from``, with the run's dropout.
 
     Raises:
         SchemeMismatchError: the checkpoint was trained with another canonical form or vocabulary.
@@ -71,12 +92,15 @@ def build_model(config: TrainConfig) -> PreTrainedModel:
     """
     scheme = scheme_fingerprint(config.symprec)
     fields = list(check_fields(config.prefix_fields))
+    model: PreTrainedModel
     if config.init_from is not None:
         source = str(_DEFAULT_MODEL) if config.init_from == SHIPPED else config.init_from
-        return _load(config, source, scheme, fields)
-    fresh = gpt2_config(config.model_size, dropout=config.dropout, symprec=config.symprec)
-    fresh.mat2seq = {**fresh.mat2seq, "fields": fields}
-    model = GPT2LMHeadModel(fresh)
+        model = _load(config, source, scheme, fields)
+    else:
+        fresh = _CONFIGS[config.model_type](config.model_size, dropout=config.dropout, symprec=config.symprec)
+        fresh.mat2seq = {**fresh.mat2seq, "fields": fields}
+        model = AutoModelForCausalLM.from_config(fresh)
+    _drop_residuals(model, config.dropout)
     # what transformers falls back to with a warning, at which a compiled graph would break
     model.loss_type = "ForCausalLM"
     return model
