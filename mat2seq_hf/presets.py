@@ -38,12 +38,11 @@ def _common(symprec: float) -> dict[str, Any]:
     }
 
 
-def llama_config(size: str = "tiny", *, dropout: float = 0.0, symprec: float = 0.01, **overrides: Any) -> LlamaConfig:
+def llama_config(size: str = "tiny", *, symprec: float = 0.01, **overrides: Any) -> LlamaConfig:
     """Configuration of a Llama (rotary positions, gated MLP) for crystal sequences.
 
     Args:
-        size: ``"tiny"`` (5.5 million parameters), ``"small"`` (26) or ``"large"`` (203).
-        dropout: probability for attention, the only one a Llama has; training adds that of residuals itself.
+        size: ``"tiny"`` (5.3 million parameters), ``"small"`` (26) or ``"large"`` (204).
         symprec: tolerance (angstrom) of the canonical form the model is for; part of ``config.mat2seq["scheme"]``.
         overrides: any field of :class:`~transformers.LlamaConfig`; it wins over the preset.
 
@@ -66,7 +65,6 @@ def llama_config(size: str = "tiny", *, dropout: float = 0.0, symprec: float = 0
         "num_hidden_layers": shape["layers"],
         "num_attention_heads": shape["heads"],
         "max_position_embeddings": shape["positions"],
-        "attention_dropout": dropout,
     }
     return LlamaConfig(**{**_common(symprec), **fields, **overrides})
 

@@ -59,7 +59,7 @@ def _model(model_type: str = "gpt2", dropout: float = 0.0) -> PreTrainedModel:
     config: PretrainedConfig
     if model_type == "llama":
         shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-        config = llama_config("tiny", dropout=dropout, max_position_embeddings=64, **shape)
+        config = llama_config("tiny", max_position_embeddings=64, **shape)
     else:
         config = gpt2_config("tiny", dropout=dropout, n_embd=32, n_layer=2, n_head=2, n_positions=64)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
@@ -151,7 +151,7 @@ def test_the_unigram_model_is_the_entropy_of_the_token_frequencies() -> None:
 def _small_run(folder: Path, crystals: int, dropout: float, **options: object) -> list[str]:
     """Write models and corpora into a folder; the arguments of a run with them."""
     _model("gpt2", dropout).save_pretrained(folder / "start")
-    _model("llama", dropout).save_pretrained(folder / "start_llama")
+    _model("llama").save_pretrained(folder / "start_llama")
     _write_corpus(folder / "train", _sequences(crystals))
     _write_corpus(folder / "val", _sequences(10, seed=1))
     options = {

@@ -24,8 +24,7 @@ __all__ = ["SHIPPED", "build_model", "keep_largest_cell"]
 #: Value of ``init_from`` for the model in the package.
 SHIPPED = "shipped"
 
-_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout")
-_CONFIGS = {"gpt2": gpt2_config, "llama": llama_config}
+_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 _DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
 
 
@@ -73,7 +72,7 @@ def _drop(module: nn.Module, _arguments: object, output: Tensor, *, probability:
 def _drop_residuals(model: PreTrainedModel, probability: float) -> None:
     """Dropout of a Llama's embeddings and of what its blocks add to them, where GPT-2 has it.
 
-    Its own configuration only knows that of attention. Hooks leave the model that is saved a stock one.
+    Its configuration only knows that of attention, which is slow on a CPU. Hooks leave what is saved a stock model.
     """
     if model.config.model_type != "llama" or not probability:
         return
@@ -97,7 +96,11 @@ def build_model(config: TrainConfig) -> PreTrainedModel:
         source = str(_DEFAULT_MODEL) if config.init_from == SHIPPED else config.init_from
         model = _load(config, source, scheme, fields)
     else:
-        fresh = _CONFIGS[config.model_type](config.model_size, dropout=config.dropout, symprec=config.symprec)
+        fresh: PretrainedConfig
+        if config.model_type == "llama":
+            fresh = llama_config(config.model_size, symprec=config.symprec)
+        else:
+            fresh = gpt2_config(config.model_size, dropout=config.dropout, symprec=config.symprec)
         fresh.mat2seq = {**fresh.mat2seq, "fields": fields}
         model = AutoModelForCausalLM.from_config(fresh)
     _drop_residuals(model, config.dropout)
