@@ -7,9 +7,10 @@ import json
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from .registration import DEFAULT_MODEL, TASK
+from .errors import Mat2SeqError
+from .registration import DEFAULT_MODEL
 from .sequence import scheme_fingerprint
 
 __all__ = ["Finding", "examine"]
@@ -84,12 +85,12 @@ def _model() -> Finding:
 
 
 def _generation() -> Finding:
-    import transformers
+    from .generation.loading import load_pipeline
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    make: Any = transformers.pipeline  # its overloads know the tasks of transformers only
-    pipe = make(TASK)
+    try:
+        pipe = load_pipeline()
+    except Mat2SeqError as error:
+        return Finding("generation", str(error), passed=False)
     first, again = (pipe("NaCl", formula_units=1, seed=0)[0] for _ in range(2))
     same = first["text"] == again["text"]
     return Finding(

@@ -14,11 +14,13 @@ import pytest
 import torch
 from pymatgen.core import Structure
 from transformers import GPT2LMHeadModel
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from mat2seq_hf import build_tokenizer, canonicalize, gpt2_config
 from mat2seq_hf.cli import build_parser, main
 from mat2seq_hf.generation import load_pipeline
 from mat2seq_hf.publishing import save_model_folder
+from mat2seq_hf.registration import DEFAULT_MODEL, TASK
 
 Capture = pytest.CaptureFixture[str]
 
@@ -194,6 +196,16 @@ def test_doctor_examines_versions_and_parts(capsys: Capture) -> None:
         assert any(f" {part}: " in line for line in lines)
     assert any(line.startswith("ok  canonical form") for line in lines)
     assert any(line.startswith("ok  tokenizer") for line in lines)
+
+
+def test_doctor_says_that_the_shipped_model_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    damaged = shutil.copytree(DEFAULT_MODEL, tmp_path / "damaged")
+    (damaged / "model.safetensors").write_bytes((DEFAULT_MODEL / "model.safetensors").read_bytes()[:1000])
+    monkeypatch.setitem(PIPELINE_REGISTRY.supported_tasks[TASK]["default"], "model", (str(damaged), "main"))
+    assert main(["doctor"]) == 1
+    assert "BAD generation: the model in the package cannot be loaded: " in capsys.readouterr().out
 
 
 def test_prompts_for_the_same_crystals_share_no_file(model: str, tmp_path: Path, capsys: Capture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from mat2seq_hf.evaluation.schema import load_report
 from mat2seq_hf.evaluation.sources import Reference, SampleText
 from mat2seq_hf.evaluation.stability import StabilitySettings, evaluate_stability
 from mat2seq_hf.publishing import save_model_folder
+from mat2seq_hf.registration import DEFAULT_MODEL
 
 pytest.importorskip("ase")
 
@@ -315,6 +317,17 @@ def test_efficiency_counts_parameters_and_seconds(crystals: dict[str, Structure]
     assert report["figures"]["parameters"]["value"] == sum(p.numel() for p in network.parameters())
     assert report["figures"]["seconds_per_prompt"]["value"] > 0
     assert len(rows) == 2
+
+
+def test_efficiency_says_that_a_model_cannot_be_loaded(
+    crystals: dict[str, Structure], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pd.DataFrame({"id": ["a"], "cif": [cif_of(crystals["NaCl"])]}).to_parquet(tmp_path / "one.parquet")
+    broken = shutil.copytree(DEFAULT_MODEL, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes((DEFAULT_MODEL / "model.safetensors").read_bytes()[:1000])
+    asked = ["evaluate", "efficiency", "--reference", str(tmp_path / "one.parquet"), "-o", str(tmp_path / "o")]
+    assert main([*asked, "--model", str(broken)]) == 2
+    assert f"{broken} cannot be loaded: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..generation.loading import load_pipeline
 from .crystals import examine, read_structure
 from .csp import kinds_of_reasons
 from .ranges import check_ranges
@@ -54,17 +55,16 @@ def evaluate_efficiency(
     Args:
         references: crystals whose primitive compositions are the prompts.
         settings: see :class:`EfficiencySettings`.
+
+    Raises:
+        Mat2SeqError: the model cannot be loaded.
     """
     import torch
-    import transformers
-
-    from ..registration import TASK
 
     settings = settings or EfficiencySettings()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    make: Any = transformers.pipeline  # its overloads know the tasks of transformers only
-    pipe = make(TASK, model=settings.model, model_kwargs={"use_safetensors": True})
+    pipe = load_pipeline(settings.model)
     if settings.prompts is not None and settings.prompts < len(references):
         references = random.Random(settings.seed).sample(references, settings.prompts)
     prompts = []
