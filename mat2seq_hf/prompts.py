@@ -271,14 +271,15 @@ def _formula_plan(prompt: Prompt, plan: Plan, formula: dict[str, int]) -> Plan:
     )
     if not fitting:
         raise PromptError(
-            f"{_where(plan.groups)} cannot hold {' or '.join(map(str, sizes[:9]))}{' ...' * (len(sizes) > 9)} formula "
+            f"{_where(plan.groups)} hold {' or '.join(map(str, sizes[:9]))}{' ...' * (len(sizes) > 9)} formula "
             f"units of {prompt.formula} in a primitive cell: the multiplicities of its Wyckoff positions do not add up"
         )
     return Plan(prompt, plan.prefix, plan.groups, plan.ranks, ratio, fitting, plan.low, plan.high)
 
 
 def _where(groups: tuple[int, ...]) -> str:
-    return f"space group {_name(groups[0])}" if len(groups) == 1 else "none of the space groups asked for"
+    """Who cannot hold something, up to the verb."""
+    return f"space group {_name(groups[0])} cannot" if len(groups) == 1 else "none of the space groups asked for can"
 
 
 @lru_cache(maxsize=1 << 14)
@@ -306,7 +307,7 @@ def make_plan(prompt: Prompt, max_atoms: int = MAX_ATOMS) -> Plan:
     if not plan._extends((), kinds, low, high):
         least = min(smallest_cell(number, kinds) for number in groups)
         raise PromptError(
-            f"{_where(groups)} cannot hold {kinds} element(s) in a primitive cell of "
+            f"{_where(groups)} hold {kinds} element(s) in a primitive cell of "
             f"{low if low == high else f'at most {high}'} atoms; the smallest such cell has {least}"
         )
     return plan

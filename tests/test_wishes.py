@@ -99,6 +99,14 @@ def test_every_prompt_can_be_hashed_and_an_unknown_name_is_refused() -> None:
     assert read_prompt(Prompt("NaCl", open_prefix=True), {"n_atoms": 2}).open_prefix
 
 
+def test_a_refusal_names_the_one_space_group_or_says_none() -> None:
+    kinds = ("Ba", "Ti", "O", "Sr", "Fe", "Co")
+    with pytest.raises(PromptError, match=r"^none of the space groups asked for can hold 6 element\(s\)"):
+        make_plan(Prompt(elements=kinds, crystal_system="cubic", n_atoms=6))
+    with pytest.raises(PromptError, match=r"^space group 225 \(Fm-3m\) cannot hold 6 element\(s\)"):
+        make_plan(Prompt(elements=kinds, space_group=225, n_atoms=6))
+
+
 def test_the_limits_of_a_model_are_kept_where_they_can_be() -> None:
     record = {"max_atoms": 20, "fields": ["band_gap", "space_group"]}
     assert prompt_for_model(Prompt("NaCl"), record).max_atoms == 20
