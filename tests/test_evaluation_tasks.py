@@ -18,6 +18,7 @@ from transformers import GPT2LMHeadModel
 from mat2seq_hf import build_tokenizer, gpt2_config
 from mat2seq_hf.cli import main
 from mat2seq_hf.errors import Mat2SeqError
+from mat2seq_hf.evaluation import pool
 from mat2seq_hf.evaluation.conditional import ConditionalSettings, evaluate_conditional
 from mat2seq_hf.evaluation.coverage import CoverageCutoffs, covered, structure_fingerprint
 from mat2seq_hf.evaluation.csp import CspSettings
@@ -134,6 +135,23 @@ def test_what_ran_out_of_time_is_tried_again(corpus: Path, tmp_path: Path, monke
     report, rows = evaluate_stability(samples, corpus, None, tmp_path, EMT)
     assert (report["counts"]["relaxation_timeouts"], report["counts"]["failed_single_points"]) == (0, 0)
     assert rows[0]["e_above_hull"] is not None
+
+
+def test_the_time_limit_holds_for_reading_relaxing_and_comparing(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+    make = pool.Pool.__init__
+
+    def noting(self: pool.Pool, *, timeout: float, **more: int) -> None:
+        limits.append(timeout)
+        make(self, timeout=timeout, **more)
+
+    monkeypatch.setattr(pool.Pool, "__init__", noting)
+    settings = replace(EMT, timeout=77.0, steps=1)
+    evaluate_stability(texts_of([metal("Cu", 3.6), metal("Cu", 3.8)]), corpus, corpus, tmp_path, settings)
+    assert len(limits) > 5
+    assert set(limits) == {77.0}
 
 
 def test_the_hull_takes_crystals_that_state_no_formula(tmp_path: Path) -> None:
@@ -361,6 +379,15 @@ def test_help_states_the_time_limit_of_the_task(task: str, seconds: str, capsys:
     with pytest.raises(SystemExit, match="0"):
         main(["evaluate", task, "--help"])
     assert f"(default: {seconds})" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_task_takes_the_options_that_it_uses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--processes", "--timeout"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["evaluate", "efficiency", "--reference", "x", "-o", str(tmp_path), option, "1"])
+        assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+        assert main(["evaluate", "csp", "x", "--reference", "x", "-o", str(tmp_path), option, "0"]) == 2
+        assert f"{option[2:]} must be" in capsys.readouterr().err
 
 
 def test_every_task_has_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,19 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add = task.add_argument
         add("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where report and table go")
         add("--name", help="heading in comparisons (default: the name of the folder)")
-        add("--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="at once (default: all cores)")
-        seconds = _SECONDS.get(name, 60.0)
-        add("--timeout", type=float, default=seconds, metavar="S",
-            help=f"seconds for one comparison or crystal (default: {seconds:g})")  # fmt: skip
+        if name != "efficiency":  # it takes one prompt after the other, as long as that takes
+            add("--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="at once (default: all cores)")
+            seconds = _SECONDS.get(name, 60.0)
+            add("--timeout", type=float, default=seconds, metavar="S",
+                help=f"seconds for one comparison or crystal (default: {seconds:g})")  # fmt: skip
         add("--quiet", action="store_true", help="no progress bars")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the task, write report.json, per_sample.parquet, report.md and report.png, and print the figures."""
-    if args.processes < 1 or not args.timeout > 0:
-        raise Mat2SeqError(
-            f"--processes must be at least 1 and --timeout positive, not {args.processes}, {args.timeout}"
-        )
     started = time.perf_counter()
     report, rows = _TASKS[args.task][2](args)
     _write(args, report, rows, time.perf_counter() - started)
@@ -60,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _common(args: argparse.Namespace) -> dict[str, Any]:
-    """Settings of every task."""
+    """Settings of every task that spreads its work over processes."""
     return {"processes": args.processes, "timeout": args.timeout, "progress": not args.quiet}
 
 

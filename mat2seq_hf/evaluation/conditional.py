@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import Mat2SeqError
 from ..sequence import scheme_fingerprint
+from . import pool
 from .crystals import examine_all
 from .csp import kinds_of_reasons
 from .denovo import counts_of, uniqueness_and_novelty
@@ -86,11 +87,7 @@ def evaluate_conditional(
     Raises:
         Mat2SeqError: there is no such judge, or nothing to train the default one on.
     """
-    options: dict[str, Any] = {
-        "processes": settings.processes,
-        "timeout": settings.timeout,
-        "progress": settings.progress,
-    }
+    options = pool.options(settings)
     judge: Judge
     if settings.judge is not None:
         judge = load_judge(settings.judge)

@@ -78,10 +78,8 @@ def _compare(
     outcomes = pool.run(
         partial(_match, matcher=matcher),
         list(wanted.values()),
-        processes=settings.processes,
-        timeout=settings.timeout,
         label=label,
-        progress=settings.progress,
+        **pool.options(settings),
     )
     by_key = dict(zip(wanted, outcomes, strict=True))
     found = [by_key[key] if key is not None else pool.Outcome(None) for key in keys]
@@ -114,12 +112,7 @@ def evaluate_csp(
     ignored = len(samples) - len(texts)
     k = settings.samples or 1 + max(text.index for text in texts)
     texts = [text for text in texts if text.index < k]
-    options: dict[str, Any] = {
-        "symprec": settings.symprec,
-        "processes": settings.processes,
-        "timeout": settings.timeout,
-        "progress": settings.progress,
-    }
+    options = {"symprec": settings.symprec} | pool.options(settings)
     truths = dict(
         zip(
             [reference.id for reference in references],

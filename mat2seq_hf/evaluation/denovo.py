@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..sequence import scheme_fingerprint
+from . import pool
 from .coverage import CoverageCutoffs, coverage
 from .crystals import Examined, examine_all, examine_references
 from .csp import kinds_of_reasons
@@ -45,10 +46,6 @@ class DenovoSettings:
         check_ranges(
             self, above_0=["symprec", "structure_cutoff", "composition_cutoff", "timeout"], from_1=["processes"]
         )
-
-    def pool(self) -> dict[str, Any]:
-        """Arguments of :func:`.pool.run`."""
-        return {"processes": self.processes, "timeout": self.timeout, "progress": self.progress}
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ def evaluate_denovo(
         >>> report, rows = evaluate_denovo(read_samples(["out/"]), train="prepared/mp_20/train")
     """
     settings = settings or DenovoSettings()
-    options = settings.pool()
+    options = pool.options(settings)
     samples = examine_all(
         [text.cif for text in texts], symprec=settings.symprec, canonical=True, label="reading samples", **options
     )

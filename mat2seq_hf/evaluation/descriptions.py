@@ -154,10 +154,8 @@ def evaluate_descriptions(
     outcomes = pool.run(
         partial(_try, settings=settings),
         [(number, reference.cif) for number, reference in enumerate(chosen)],
-        processes=settings.processes,
-        timeout=settings.timeout,
         label="describing",
-        progress=settings.progress,
+        **pool.options(settings),
     )
     rows: list[dict[str, Any]] = []
     for reference, outcome in zip(chosen, outcomes, strict=True):

@@ -114,11 +114,7 @@ def evaluate_literature(
     from functools import partial
 
     settings = settings or LiteratureSettings()
-    options: dict[str, Any] = {
-        "processes": settings.processes,
-        "timeout": settings.timeout,
-        "progress": settings.progress,
-    }
+    options = pool.options(settings)
     by_formula = {compound.formula: compound for compound in compounds}
     placed: list[tuple[int, str, SampleText]] = []
     for number, run in enumerate(runs):

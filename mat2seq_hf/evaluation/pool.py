@@ -16,9 +16,14 @@ from tqdm import tqdm
 
 from ..corpora.workers import Worker
 
-__all__ = ["Outcome", "Pool", "attempt_all", "run"]
+__all__ = ["Outcome", "Pool", "attempt_all", "options", "run"]
 
 _IN_PROCESS = 40  # fewer tasks than this are not worth starting processes for
+
+
+def options(settings: Any) -> dict[str, Any]:
+    """What the settings of a task say about a :func:`run`: ``processes``, ``timeout`` and ``progress``."""
+    return {name: getattr(settings, name) for name in ("processes", "timeout", "progress")}
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class StabilitySettings:
         calculator, fmax, steps: see :class:`.potential.RelaxSettings`.
         metastable: energy above the hull (eV/atom) up to which a crystal counts as metastable.
         processes: relaxations at once.
-        timeout: seconds for one relaxation.
+        timeout: seconds for one crystal (to read it, relax it, or compute its energy) or one comparison.
         progress: show progress bars.
     """
 
@@ -75,12 +75,10 @@ def _relax_all(
     pool.run(
         partial(relax, settings=how),
         [cif for _, cif in missing],
-        processes=settings.processes,
-        timeout=settings.timeout,
         label="relaxing",
-        progress=settings.progress,
         heavy=True,
         collect=keep,
+        **pool.options(settings),
     )
     return [
         (known[key], failed.get(key, "ok")) if key else (None, "not relaxed: not a valid structure") for key in keys
@@ -111,20 +109,14 @@ def evaluate_stability(
     """
     settings = settings or StabilitySettings()
     load_calculator(settings.calculator)  # what is missing shows now, not after an hour
-    options: dict[str, Any] = {"processes": settings.processes, "progress": settings.progress}
+    options = pool.options(settings)
     systems, unreadable = read_corpus_by_system(corpus)
     samples = examine_all([text.cif for text in texts], label="reading samples", **options)
     relaxed = _relax_all(samples, texts, Store(Path(cache) / "relaxations.jsonl"), settings)
     after = examine_all(
         [item["cif"] if item else None for item, _ in relaxed], canonical=True, label="reading relaxed", **options
     )
-    hull = Hull(
-        systems,
-        Store(Path(cache) / "single_points.jsonl"),
-        settings.calculator,
-        timeout=settings.timeout,
-        **options,
-    )
+    hull = Hull(systems, Store(Path(cache) / "single_points.jsonl"), settings.calculator, **options)
     compositions = [read_structure(item["cif"]).composition if item else None for item, _ in relaxed]
     on_hull = hull.prepare({frozenset(e.symbol for e in c.elements) for c in compositions if c is not None})
     above = [
