@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from ..errors import Mat2SeqError, PromptError
 from ..prompts import Prompt
 from ..sampling import MAX_SEED
+from .loading import weights_fingerprint
 from .prompt_files import Asked, prompt_json
 from .schema import REJECTED_PROMPTS, SAMPLES
 
@@ -106,13 +107,10 @@ def _record(pipe: Any, asked: Sequence[Asked], job: Job, model: str) -> dict[str
     """What decides the samples of a job: a folder holds those of one job only."""
     lines = "\n".join(f"{one.prompt_id}\t{json.dumps(one.prompt, sort_keys=True, default=str)}" for one in asked)
     settings = pipe.sampling_settings(job.drawn, candidates=job.candidates is not None, **dict(job.settings))
-    weights = hashlib.sha256()
-    for name, tensor in sorted(pipe.model.state_dict().items()):
-        weights.update(f"{name} {tuple(tensor.shape)} {float(tensor.double().sum())!r}".encode())
     return {
         **asdict(job),
         "model": model,
-        "weights": weights.hexdigest()[:16],
+        "weights": weights_fingerprint(pipe.model),
         "scheme": pipe.tokenizer.scheme,
         "model_record": getattr(pipe.model.config, "mat2seq", None),
         "sampling": asdict(settings),

@@ -1,14 +1,18 @@
-"""Loading a model for sampling, with errors that say what is wrong with a folder."""
+"""Loading a model for sampling, with errors that say what is wrong with a folder; and telling models apart."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import Mat2SeqError
 from ..registration import DEFAULT_MODEL, TASK
 
-__all__ = ["load_pipeline"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["load_pipeline", "weights_fingerprint"]
 
 
 def load_pipeline(model: str | None = None, device: Any = None) -> Any:
@@ -37,3 +41,11 @@ def load_pipeline(model: str | None = None, device: Any = None) -> Any:
         reason = next(iter(str(error).splitlines()), "")
         name = model or "the model in the package"
         raise Mat2SeqError(f"{name} cannot be loaded: {type(error).__name__}: {reason}") from error
+
+
+def weights_fingerprint(model: PreTrainedModel, *, values: bool = True) -> str:
+    """Sixteen hexadecimal digits that differ for other weights; without ``values``, for other shapes alone."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {float(tensor.double().sum()) if values else 0!r}".encode())
+    return digest.hexdigest()[:16]

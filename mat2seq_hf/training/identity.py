@@ -6,7 +6,6 @@ those of the other. How long a run is, its learning rates, and how often it is l
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import SchedulerType
 
 from ..errors import Mat2SeqError
+from ..generation.loading import weights_fingerprint
 from .config import TrainConfig
 from .data import CorpusFacts
 
@@ -29,24 +29,17 @@ _SETTINGS = (
 )
 
 
-def _digest(model: PreTrainedModel, *, values: bool) -> str:
-    """Fingerprint of the shapes of all weights, or of the weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {float(tensor.double().sum()) if values else 0!r}".encode())
-    return digest.hexdigest()[:16]
-
-
 def run_identity(
     config: TrainConfig, model: PreTrainedModel, train: CorpusFacts, validation: CorpusFacts
 ) -> dict[str, Any]:
     """The identity of a run that begins with ``model``; JSON-serialisable."""
     clock = config.time_budget_minutes is not None
+    shapes = weights_fingerprint(model, values=False)
     return {
         "train_data": f"{train.crystals} crystals, fingerprint {train.fingerprint}",
         "eval_data": f"{validation.crystals} crystals, fingerprint {validation.fingerprint}",
-        "model": f"{model.config.model_type} of {model.num_parameters()} parameters, {_digest(model, values=False)}",
-        "init_from": config.init_from and f"weights {_digest(model, values=True)}",
+        "model": f"{model.config.model_type} of {model.num_parameters()} parameters, {shapes}",
+        "init_from": config.init_from and f"weights {weights_fingerprint(model)}",
         "schedule": "time budget" if clock else SchedulerType(config.lr_scheduler_type).value,
         "micro-batches a step": config.gradient_accumulation_steps * config.world_size,
         **{name: getattr(config, name) for name in _SETTINGS},

@@ -14,6 +14,7 @@ from transformers.utils.hub import cached_file
 
 from ..errors import Mat2SeqError, SchemeMismatchError
 from ..presets import gpt2_config, llama_config
+from ..registration import DEFAULT_MODEL
 from ..sequence import scheme_fingerprint
 from ..vocabulary import TOKEN_IDS, TOKENS
 from .config import TrainConfig
@@ -25,7 +26,6 @@ __all__ = ["SHIPPED", "build_model", "keep_largest_cell"]
 SHIPPED = "shipped"
 
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
-_DEFAULT_MODEL = Path(__file__).parent.parent / "default_model"
 
 
 def _check_vocabulary(source: str, found: PretrainedConfig) -> None:
@@ -93,7 +93,7 @@ def build_model(config: TrainConfig) -> PreTrainedModel:
     fields = list(check_fields(config.prefix_fields))
     model: PreTrainedModel
     if config.init_from is not None:
-        source = str(_DEFAULT_MODEL) if config.init_from == SHIPPED else config.init_from
+        source = str(DEFAULT_MODEL) if config.init_from == SHIPPED else config.init_from
         model = _load(config, source, scheme, fields)
     else:
         fresh: PretrainedConfig
