@@ -16,7 +16,7 @@ from .errors import PromptError
 from .grammar import Grammar, Prompt, State
 from .vocabulary import BOS, EOS, PAD, TOKEN_IDS, TOKENS
 
-__all__ = ["GrammarLogitsProcessor", "LogProb", "MaskTable", "sequence_log_probs"]
+__all__ = ["GrammarLogitsProcessor", "LogProb", "MaskTable", "sequence_log_probs", "until_end"]
 
 _BOS, _EOS, _PAD = TOKEN_IDS[BOS], TOKEN_IDS[EOS], TOKEN_IDS[PAD]
 
@@ -186,7 +186,7 @@ def sequence_log_probs(
         one result a sequence. ``log_prob`` is -inf where a sequence does not follow the grammar of its prompt.
     """
     grammar = grammar or Grammar()
-    cut = [_until_end(list(sequence)) for sequence in sequences]
+    cut = [until_end(list(sequence)) for sequence in sequences]
     results: list[LogProb | None] = [None] * len(cut)
     by_length = sorted(range(len(cut)), key=lambda index: len(cut[index]))
     for start in range(0, len(by_length), batch_size):
@@ -200,7 +200,8 @@ def sequence_log_probs(
     return [result for result in results if result is not None]
 
 
-def _until_end(sequence: list[int]) -> list[int]:
+def until_end(sequence: list[int]) -> list[int]:
+    """A sequence of ids without what follows its first ``</s>``."""
     return sequence[: sequence.index(_EOS) + 1] if _EOS in sequence else sequence
 
 

@@ -20,7 +20,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines.base import Pipeline
 
-from .constraints import GrammarLogitsProcessor, sequence_log_probs
+from .constraints import GrammarLogitsProcessor, sequence_log_probs, until_end
 from .errors import PromptError, SchemeMismatchError
 from .grammar import Grammar
 from .prompts import Prompt, prompt_for_model
@@ -276,7 +276,7 @@ class CrystalGenerationPipeline(Pipeline):
         with _random_numbers(seed, first, self.device), _no_false_alarm():
             sequences = self.model.generate(input_ids=ids, attention_mask=mask, **arguments)
         sequences = getattr(sequences, "sequences", sequences)  # with return_dict_in_generate they come with more
-        rows = [_trimmed(row) for row in sequences.tolist()]
+        rows = [until_end(row[row.index(TOKEN_IDS[BOS]) :]) for row in sequences.tolist()]
         every = [prompt for prompt in prompts for _ in range(wanted)]
         given = mask.sum(1).repeat_interleave(wanted).tolist()
         scores = sequence_log_probs(self.model, rows, every, given, grammar=self.grammar)
@@ -352,12 +352,6 @@ class CrystalGenerationPipeline(Pipeline):
 
 def _ignore(_: int) -> None:
     """No progress is shown."""
-
-
-def _trimmed(row: list[int]) -> list[int]:
-    """From the begin token to the end token, or to the last token before the padding."""
-    row = row[row.index(TOKEN_IDS[BOS]) :]
-    return row[: row.index(TOKEN_IDS[EOS]) + 1] if TOKEN_IDS[EOS] in row else row
 
 
 @contextmanager

@@ -147,6 +147,14 @@ def test_log_probabilities_are_those_of_sampling_step_by_step(model: Any) -> Non
         assert result.log_prob > result.log_prob_raw
 
 
+def test_what_follows_the_end_does_not_count(model: Any) -> None:
+    row = [BEGIN, *tokenize("C1 [Pm-3m] 4.0000 4.0000 4.0000 90 90 90 C 1a 0 0 0"), END]
+    longer = [*row, PADDING, *row, END]
+    first, second = sequence_log_probs(model, [row, longer], [Prompt("C")] * 2, [1, 1])
+    assert (second.log_prob, second.log_prob_raw) == pytest.approx((first.log_prob, first.log_prob_raw))
+    assert math.isfinite(first.log_prob)
+
+
 def test_a_sequence_off_the_grammar_has_probability_zero(model: Any) -> None:
     row = [BEGIN, *tokenize("Ti1 Ba1"), END]
     (result,) = sequence_log_probs(model, [row], [Prompt()], [1])
