@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import Mat2SeqError
 from .encode import Counts, EncodeSettings, encode_chunk
 from .prepare import DUPLICATE_CHOICES, PrepareReport, finish, writing
-from .rows import InputRow
+from .rows import InputRow, chunks
 from .sources import Unit, list_units, unit_rows
 from .workers import Worker
 
@@ -24,12 +23,9 @@ _WORKERS: dict[tuple[int, float], Worker] = {}  # one for each process of Ray, k
 
 def _read(item: dict[str, Any], chunk_size: int) -> Iterator[dict[str, Any]]:
     """The chunks of one unit, each a row of lists."""
-    rows = unit_rows(Unit(**item["unit"]))
-    number = 0
-    while chunk := list(islice(rows, chunk_size)):
+    for number, chunk in enumerate(chunks(unit_rows(Unit(**item["unit"])), chunk_size)):
         columns = {name: [getattr(row, name) for row in chunk] for name in _COLUMNS}
         yield {"name": f"part-{item['number']:07d}-{number:05d}.parquet", **columns}
-        number += 1
 
 
 def _encode(chunk: dict[str, Any], folder: str, settings: EncodeSettings, seconds: float) -> dict[str, Any]:

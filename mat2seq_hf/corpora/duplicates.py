@@ -15,10 +15,9 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..errors import Mat2SeqError
 from ..grid import ANGLE_UNIT, COORDINATE_GRID, LENGTH_UNIT
 from ..sequence import parse_text
-from .schema import check_schemes, check_whole, scheme_of, shard_paths
+from .schema import check_schemes, check_whole, needed_shards, scheme_of
 
 __all__ = ["Overlap", "first_of_each", "leakage", "near_groups", "read_columns", "text_digests"]
 
@@ -71,10 +70,7 @@ def read_columns(folder: str | Path, names: Sequence[str]) -> Iterator[pa.Table]
     Raises:
         Mat2SeqError: there are no shards.
     """
-    paths = shard_paths(folder)
-    if not paths:
-        raise Mat2SeqError(f"no part-*.parquet in {folder}: write them with `mat2seq prepare`")
-    for path in paths:
+    for path in needed_shards(folder):
         yield pq.read_table(path, columns=list(names))
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ..errors import Mat2SeqError
 from .duplicates import first_of_each, read_columns, text_digests
 from .encode import Counts, EncodeSettings, encode_chunk, write_table
-from .rows import InputRow
+from .rows import InputRow, chunks
 from .schema import DUPLICATES, METADATA_KEY, REJECTED, shard_paths
 from .sources import read_rows
 from .workers import Worker
@@ -62,11 +62,6 @@ class PrepareReport:
     tokens: int
     duplicates: int = 0
     removed: int = 0
-
-
-def _chunks(rows: Iterator[InputRow], size: int) -> Iterator[list[InputRow]]:
-    while chunk := list(islice(rows, size)):
-        yield chunk
 
 
 def _parts(folder: Path, number: int) -> tuple[Path, Path]:
@@ -262,7 +257,7 @@ def prepare_rows(
     folder = target / "all" if duplicates == "remove" else target
     with writing(folder, target):
         with tqdm(unit=" crystals", disable=not progress, desc=target.name, smoothing=0.05, mininterval=0.5) as bar:
-            count = _run(_chunks(rows, chunk_size), folder, settings, seconds, num_proc, bar)
+            count = _run(chunks(rows, chunk_size), folder, settings, seconds, num_proc, bar)
         if count == 0:
             raise Mat2SeqError("there are no crystals in the input")
         return finish(folder, target, duplicates, {path for number in range(count) for path in _parts(folder, number)})

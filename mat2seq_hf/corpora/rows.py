@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
-__all__ = ["ID_COLUMNS", "InputRow", "is_property", "plain_name", "problem_row", "scalars", "stem_of"]
+__all__ = ["ID_COLUMNS", "InputRow", "chunks", "is_property", "plain_name", "problem_row", "scalars", "stem_of"]
 
 #: Columns that name a row, the first of them that is there.
 ID_COLUMNS = ("material_id", "id", "_id")
@@ -46,6 +47,12 @@ def problem_row(label: str, error: Exception | str) -> InputRow:
     """A row in place of what cannot be read."""
     said = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     return InputRow(stem_of(label), "", label, problem=said)
+
+
+def chunks(rows: Iterator[InputRow], size: int) -> Iterator[list[InputRow]]:
+    """The rows in lists of ``size``; the last one may be shorter."""
+    while chunk := list(islice(rows, size)):
+        yield chunk
 
 
 def plain_name(label: str) -> str:

@@ -19,6 +19,7 @@ __all__ = [
     "check_schemes",
     "check_whole",
     "is_prepared",
+    "needed_shards",
     "scheme_of",
     "shard_paths",
 ]
@@ -52,6 +53,18 @@ def shard_paths(folder: str | Path) -> list[Path]:
     return sorted(Path(folder).glob("part-*.parquet"))
 
 
+def needed_shards(folder: str | Path) -> list[Path]:
+    """The shards of what has to be a prepared corpus.
+
+    Raises:
+        Mat2SeqError: there are none.
+    """
+    paths = shard_paths(folder)
+    if not paths:
+        raise Mat2SeqError(f"no part-*.parquet in {folder}: write them with `mat2seq prepare`")
+    return paths
+
+
 def is_prepared(path: str | Path) -> bool:
     """Whether a path is a folder that ``mat2seq prepare`` wrote."""
     shards = shard_paths(path) if Path(path).is_dir() else []
@@ -83,13 +96,11 @@ def scheme_of(folder: str | Path) -> str:
         Mat2SeqError: it is no prepared corpus.
     """
     schemes = set()
-    for path in shard_paths(folder):
+    for path in needed_shards(folder):
         try:
             schemes.add(str(json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])["scheme"]))
         except (OSError, KeyError, ValueError) as error:  # pyarrow's errors are OSError and ValueError
             raise Mat2SeqError(f"{path} is no shard that `mat2seq prepare` wrote ({error}); remove it") from error
-    if not schemes:
-        raise Mat2SeqError(f"no part-*.parquet in {folder}: write them with `mat2seq prepare`")
     if len(schemes) > 1:
         raise SchemeMismatchError(f"{folder} has shards of {' and '.join(sorted(schemes))}; prepare it again")
     return schemes.pop()

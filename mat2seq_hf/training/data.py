@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from ..corpora.schema import METADATA_KEY, shard_paths
+from ..corpora.schema import METADATA_KEY, needed_shards
 from ..errors import Mat2SeqError, SchemeMismatchError
 from ..vocabulary import BOS, EOS, PAD, TOKEN_IDS, TOKENS, tokenize
 from .packing import BatchPlan
@@ -197,10 +197,7 @@ def load_corpus(folder: str | Path, *, max_length: int, scheme: str, fields: Seq
         Mat2SeqError: no shards, no crystals, token ids or fields that the vocabulary does not have, or a property
             that no crystal has.
     """
-    paths = shard_paths(folder)
-    if not paths:
-        raise Mat2SeqError(f"no part-*.parquet in {folder}: write them with `mat2seq prepare`")
-    corpus = load_shards(paths, max_length=max_length, scheme=scheme, fields=fields)
+    corpus = load_shards(needed_shards(folder), max_length=max_length, scheme=scheme, fields=fields)
     if not len(corpus):
         raise Mat2SeqError(f"{folder} holds no crystal of at most {max_length} tokens ({corpus.too_long} longer ones)")
     return corpus
