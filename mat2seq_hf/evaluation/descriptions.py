@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..canonical import canonicalize
-from ..errors import Mat2SeqError
 from ..sequence import scheme_fingerprint
 from . import pool
 from .crystals import read_structure
 from .equivalents import KINDS, random_equivalent
+from .plugins import load_function
 from .ranges import check_ranges
 from .schema import Figure, share
 from .sources import Reference
@@ -94,15 +93,7 @@ def load_method(name: str) -> Callable[[Any], str]:
     """
     if name in METHODS:
         return METHODS[name]
-    module, _, function = name.partition(":")
-    try:
-        found: Any = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise Mat2SeqError(
-            f"the method {name!r} cannot be found ({error}); write 'module:function' or one of {', '.join(METHODS)}"
-        ) from error
-    method: Callable[[Any], str] = found
-    return method
+    return load_function(name, kind="method", others=f"one of {', '.join(METHODS)}")
 
 
 def _try(task: tuple[int, str], settings: DescriptionSettings) -> dict[tuple[str, str], bool | str]:

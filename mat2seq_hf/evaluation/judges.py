@@ -7,7 +7,6 @@ entry point ``mat2seq_hf.judges``.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
@@ -21,6 +20,7 @@ from ..errors import Mat2SeqError
 from . import pool
 from .descriptors import describe_cif
 from .novelty import formula_of, reduced_formula
+from .plugins import load_function
 from .schema import Figure, mean, share
 from .sources import Reference
 
@@ -107,21 +107,9 @@ def load_judge(name: str) -> Judge:
         Mat2SeqError: there is none of that name.
     """
     named = {point.name: point for point in entry_points(group="mat2seq_hf.judges")}
-    try:
-        if name in named:
-            judge: Any = named[name].load()
-        else:
-            module, _, function = name.partition(":")
-            judge = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        known = ", ".join(sorted(named)) or "none"
-        raise Mat2SeqError(
-            f"the judge {name!r} cannot be found ({error}); write 'module:function' or an entry point, here: {known}"
-        ) from error
-    if not callable(judge):
-        raise Mat2SeqError(f"the judge {name!r} is not callable")
-    found: Judge = judge
-    return found
+    place = f"{named[name].module}:{named[name].attr}" if name in named else name
+    known = ", ".join(sorted(named)) or "none"
+    return load_function(place, kind="judge", others=f"an entry point, here: {known}")
 
 
 def _features(cifs: Sequence[str], label: str, options: dict[str, Any]) -> NDArray[np.float64]:

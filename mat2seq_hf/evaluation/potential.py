@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from ..errors import Mat2SeqError
 from .crystals import read_structure
+from .plugins import load_function
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -70,14 +70,7 @@ def load_calculator(name: str = CHGNET) -> Any:
 
         with contextlib.redirect_stdout(io.StringIO()):  # it announces its version and device
             return CHGNetCalculator()
-    module, _, function = name.partition(":")
-    try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise Mat2SeqError(
-            f"the calculator {name!r} cannot be found: write 'chgnet' or 'module:function' ({error})"
-        ) from error
-    return make()
+    return load_function(name, kind="calculator", others=f"{CHGNET!r}")()
 
 
 def potential_name(name: str) -> str:
