@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .cell import MIN_DISTANCE, check_distances, has_nearer_atoms, read_cell
+from .cell import OVERLAP_DISTANCE, check_distances, has_nearer_atoms, read_cell
 from .elements import ORDER, SYMBOL_OF
 from .errors import CrystalError, DecodeError
 from .fixed_point import TIGHT, Scheme, fixed_point
@@ -235,7 +235,7 @@ def canonicalize(crystal: Any, symprec: float = 0.01, detector: str = "spglib") 
         missing = "; install moyopy for it" if detector == "moyopy" else ""
         raise CrystalError(f"detector {detector!r} is none of {', '.join(DETECTORS)}{missing}")
     cell = primitive_cell(read_cell(crystal), TIGHT)
-    crowded = has_nearer_atoms(cell, MIN_DISTANCE + 4 * symprec + _ROUNDING)
+    crowded = has_nearer_atoms(cell, OVERLAP_DISTANCE + 4 * symprec + _ROUNDING)
     if crowded:
         check_distances(cell)
     form = fixed_point(cell, Scheme(symprec, detector))

@@ -16,12 +16,23 @@ from .elements import ATOMIC_NUMBERS, SYMBOL_OF
 from .errors import CrystalError
 from .reduction import Cell
 
-__all__ = ["MIN_DISTANCE", "check_distances", "has_nearer_atoms", "is_atoms", "is_cif", "minimal_distance", "read_cell"]
+__all__ = [
+    "OVERLAP_DISTANCE",
+    "VALID_DISTANCE",
+    "check_distances",
+    "has_nearer_atoms",
+    "is_atoms",
+    "is_cif",
+    "minimal_distance",
+    "read_cell",
+]
 
 #: Atoms nearer to each other than this (angstrom) are one atom entered twice, or disorder.
-MIN_DISTANCE = 0.25
+OVERLAP_DISTANCE = 0.25
+#: A generated crystal is valid only if no two atoms are nearer to each other than this (angstrom), as in CDVAE.
+VALID_DISTANCE = 0.5
 # Off the short decimals, where the last bit of a float would decide.
-_LIMIT = MIN_DISTANCE + math.sqrt(2.0) * 1e-6
+_LIMIT = OVERLAP_DISTANCE + math.sqrt(2.0) * 1e-6
 
 _MAX_FRACTION = 1e6
 _MAX_VECTOR = 1e5  # angstrom; above it floats no longer tell atoms apart, and reduction takes for ever
@@ -268,11 +279,11 @@ def has_nearer_atoms(cell: Cell, distance: float) -> bool:
 
 
 def check_distances(cell: Cell) -> None:
-    """Raise :class:`CrystalError` where two atoms are nearer than :data:`MIN_DISTANCE`; the basis must be reduced."""
+    """Raise :class:`CrystalError` where atoms are nearer than :data:`OVERLAP_DISTANCE`; the basis must be reduced."""
     if has_nearer_atoms(cell, _LIMIT):
         distance, first, second = minimal_distance(cell.lattice, cell.positions)
         names = [f"site {cell.labels[i]} ({SYMBOL_OF[int(cell.numbers[i])]})" for i in (first, second)]
         raise CrystalError(
-            f"{names[0]} and {names[1]} overlap: {distance:.4f} angstrom apart, less than {MIN_DISTANCE}; "
+            f"{names[0]} and {names[1]} overlap: {distance:.4f} angstrom apart, less than {OVERLAP_DISTANCE}; "
             "remove one of them, or order the structure if this is disorder"
         )

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 
 from .canonical import CanonicalCrystal
+from .cell import VALID_DISTANCE
 from .errors import DecodeError
-from .samples import MIN_DISTANCE, closest_sites
+from .samples import closest_sites
 from .sampling import Drawn
 from .tokenizer import text_of_tokens
 
@@ -69,4 +70,4 @@ def _valid_prototype(sample: Drawn) -> tuple[Hashable, ...] | None:
         distance, *_ = closest_sites(crystal.to_structure())
     except DecodeError:
         return None
-    return prototype(crystal) if distance > MIN_DISTANCE else None
+    return prototype(crystal) if distance > VALID_DISTANCE else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from .canonical import CanonicalCrystal
-from .cell import minimal_distance
+from .cell import VALID_DISTANCE, minimal_distance
 from .cif import cif_text
 from .elements import ORDER
 from .errors import DecodeError, Mat2SeqError
@@ -23,10 +23,7 @@ from .vocabulary import EOS, TOKEN_IDS
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-__all__ = ["MIN_DISTANCE", "Sample", "closest_sites", "describe_sample", "is_charge_neutral", "mark_duplicates"]
-
-#: A valid crystal has no two atoms nearer to each other than this, in angstrom.
-MIN_DISTANCE = 0.5
+__all__ = ["Sample", "closest_sites", "describe_sample", "is_charge_neutral", "mark_duplicates"]
 
 _MOST_COMBINATIONS = 100_000  # of oxidation states: about a second
 
@@ -149,10 +146,10 @@ def closest_sites(structure: Structure) -> tuple[float, int, int]:
 
 
 def _too_close(structure: Structure, distance: float, pair: Sequence[int]) -> str | None:
-    if distance > MIN_DISTANCE:
+    if distance > VALID_DISTANCE:
         return None
     names = [f"site {site} ({structure[site].specie})" for site in pair]
-    return f"{names[0]} and {names[1]} are {distance:.3f} angstrom apart, more than {MIN_DISTANCE} is needed"
+    return f"{names[0]} and {names[1]} are {distance:.3f} angstrom apart, more than {VALID_DISTANCE} is needed"
 
 
 @lru_cache(maxsize=1 << 14)

@@ -103,11 +103,7 @@ def evaluate_conditional(
     success = settings.inside(predicted)
     rows = [
         {
-            "prompt_id": text.prompt_id,
-            "sample_index": max(text.index, 0),
-            "source": text.source,
-            **sample.row(),
-            "reason": text.reason if text.cif is None else sample.reason,
+            **sample.row(text),
             "unique": verdicts.unique[place],
             "novel": verdicts.novel[place],
             "predicted": None if math.isnan(predicted[place]) else float(predicted[place]),

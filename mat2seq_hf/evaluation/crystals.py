@@ -12,22 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..canonical import canonicalize
-from ..cell import is_cif, read_cell
+from ..cell import VALID_DISTANCE, is_cif, read_cell
 from ..cif_reading import read_plain_cif
 from ..corpora.texts import crystal_of
 from ..elements import SYMBOL_OF
 from ..errors import Mat2SeqError
 from . import pool
 from .matching import ReducedCrystal, reduce_crystal
+from .sources import SampleText
 from .validity import charge_neutral
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-__all__ = ["MIN_DISTANCE", "Examined", "examine", "examine_all", "examine_references", "read_structure"]
-
-#: A valid crystal has no two atoms nearer to each other than this, angstrom (as in CDVAE).
-MIN_DISTANCE = 0.5
+__all__ = ["Examined", "examine", "examine_all", "examine_references", "read_structure"]
 
 _GRAMS = 1.66053907  # g/cm^3 of one atomic mass unit in a cubic angstrom
 _MIN_VOLUME = 0.1  # cubic angstrom, as in CDVAE
@@ -72,12 +70,15 @@ class Examined:
         """Structure and, where it could be judged, composition."""
         return self.readable and self.valid_structure and self.valid_composition is not False
 
-    def row(self) -> dict[str, Any]:
-        """The columns that every per_sample.parquet has."""
-        names = ("readable", "reason", "formula", "n_atoms", "space_group", "min_distance", "valid_structure")
-        return {name: getattr(self, name) for name in names} | {
-            "valid_composition": self.valid_composition,
-            "valid": self.valid,
+    def row(self, text: SampleText) -> dict[str, Any]:
+        """The columns that every per_sample.parquet has, of the sample with this text."""
+        names = ("readable", "formula", "n_atoms", "space_group", "min_distance", "valid_structure")
+        return {
+            "prompt_id": text.prompt_id,
+            "sample_index": max(text.index, 0),
+            "source": text.source,
+            "reason": text.reason or self.reason if text.cif is None else self.reason,
+            **{name: getattr(self, name) for name in (*names, "valid_composition", "valid")},
         }
 
 
@@ -198,7 +199,7 @@ def examine(cif: str, symprec: float | None = None, canonical: bool = False) -> 
         formula=composition.reduced_formula,
         n_atoms=len(structure),
         min_distance=distance,
-        valid_structure=volume >= _MIN_VOLUME and (distance is None or distance >= MIN_DISTANCE),
+        valid_structure=volume >= _MIN_VOLUME and (distance is None or distance >= VALID_DISTANCE),
         valid_composition=charge_neutral(composition),
         density=_GRAMS * float(structure.composition.weight) / volume if volume > 0 else None,
         elements=tuple(sorted({site.specie.Z for site in structure})),

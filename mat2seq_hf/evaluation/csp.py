@@ -6,7 +6,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -51,32 +50,22 @@ class CspSettings:
         check_ranges(self, above_0=["ltol", "stol", "angle_tol", "symprec", "timeout"], from_1=["samples", "processes"])
 
 
-@dataclass(frozen=True)
-class _Pair:
-    first: ReducedCrystal
-    second: ReducedCrystal
-
-
-def _match(pair: _Pair, matcher: Matcher) -> float | None:
-    return matcher.rms(pair.first, pair.second)
-
-
 def _compare(
     pairs: Sequence[tuple[Examined, Examined]], settings: CspSettings, label: str
 ) -> tuple[list[float | None], list[str]]:
     """RMS distance and outcome of each pair; equal crystals are the same object and compared once."""
     matcher = Matcher(settings.ltol, settings.stol, settings.angle_tol)
-    wanted: dict[tuple[int, int], _Pair] = {}
+    wanted: dict[tuple[int, int], tuple[ReducedCrystal, ReducedCrystal]] = {}
     keys: list[tuple[int, int] | None] = []
     for truth, sample in pairs:
         if truth.reduced is None or sample.reduced is None or truth.reduced.content != sample.reduced.content:
             keys.append(None)
             continue
         key = (id(truth), id(sample))
-        wanted[key] = _Pair(truth.reduced, sample.reduced)
+        wanted[key] = (truth.reduced, sample.reduced)
         keys.append(key)
     outcomes = pool.run(
-        partial(_match, matcher=matcher),
+        matcher.rms_of_pair,
         list(wanted.values()),
         label=label,
         **pool.options(settings),
@@ -148,13 +137,8 @@ def evaluate_csp(
 
 
 def _row(text: SampleText, truth: Examined, sample: Examined, rms: float | None, outcome: str) -> dict[str, Any]:
-    reason = text.reason or sample.reason if text.cif is None else sample.reason
     return {
-        "prompt_id": text.prompt_id,
-        "sample_index": text.index,
-        "source": text.source,
-        **sample.row(),
-        "reason": reason,
+        **sample.row(text),
         "formula_right": sample.formula is not None and sample.formula == truth.formula,
         "space_group_right": sample.space_group is not None and sample.space_group == truth.space_group,
         "match": rms is not None,

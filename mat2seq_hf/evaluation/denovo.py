@@ -15,7 +15,7 @@ from .crystals import Examined, examine_all, examine_references
 from .csp import kinds_of_reasons
 from .novelty import mark_novel, mark_unique, read_corpus
 from .ranges import check_ranges
-from .schema import Figure, share
+from .schema import Figure, plain, share
 from .sources import Reference, SampleText
 
 __all__ = ["DenovoSettings", "Verdicts", "counts_of", "evaluate_denovo", "uniqueness_and_novelty"]
@@ -149,11 +149,7 @@ def evaluate_denovo(
     notes = verdicts.notes
     rows = [
         {
-            "prompt_id": text.prompt_id,
-            "sample_index": max(text.index, 0),
-            "source": text.source,
-            **sample.row(),
-            "reason": text.reason if text.cif is None else sample.reason,
+            **sample.row(text),
             "density": sample.density,
             "canonical_text": sample.canonical_text,
             "unique": verdicts.unique[place],
@@ -221,7 +217,7 @@ def _distances(samples: Sequence[Examined], references: Sequence[Examined]) -> d
         "elements_distance": float(wasserstein_distance(*elements)),
         "space_group_distance": total,
     }
-    return {name: {"value": value, "low": None, "high": None, "n": len(valid)} for name, value in values.items()}
+    return {name: plain(value, len(valid)) for name, value in values.items()}
 
 
 def _space_groups(samples: Sequence[Examined], references: Sequence[Examined] | None) -> list[dict[str, Any]]:

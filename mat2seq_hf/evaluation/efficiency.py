@@ -11,11 +11,11 @@ from typing import Any
 from tqdm import tqdm
 
 from ..generation.loading import load_pipeline
-from .crystals import examine, read_structure
+from .crystals import Examined, examine, read_structure
 from .csp import kinds_of_reasons
 from .ranges import check_ranges
-from .schema import Figure, mean, share
-from .sources import Reference
+from .schema import Figure, mean, plain, share
+from .sources import Reference, SampleText
 
 __all__ = ["EfficiencySettings", "evaluate_efficiency"]
 
@@ -84,10 +84,9 @@ def evaluate_efficiency(
         _wait(pipe.device)
         seconds.append(time.perf_counter() - start)
         for index, sample in enumerate(samples):
-            found = examine(sample["cif"]).row() if sample["cif"] else {"readable": False, "reason": sample["reason"]}
-            row = {"valid": False, "valid_structure": False} | found
-            row |= {"prompt_id": reference.id, "sample_index": index, "outcome": "ok"}
-            rows.append(row | {"seconds": seconds[-1] / settings.samples})
+            text = SampleText(reference.id, index, sample["cif"], sample["reason"], source="")
+            row = (examine(sample["cif"]) if sample["cif"] else Examined()).row(text)
+            rows.append(row | {"outcome": "ok", "seconds": seconds[-1] / settings.samples})
     figures = _figures(rows, seconds, sum(parameter.numel() for parameter in pipe.model.parameters()))
     device = torch.cuda.get_device_name() if pipe.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     report = {
@@ -113,9 +112,9 @@ def _figures(rows: Sequence[dict[str, Any]], seconds: Sequence[float], parameter
     valid = sum(bool(row["valid"]) for row in rows)
     total = sum(seconds)
     return {
-        "parameters": {"value": parameters, "low": None, "high": None, "n": 1},
+        "parameters": plain(parameters, 1),
         "seconds_per_prompt": mean(seconds),
-        "seconds_per_sample": {"value": total / len(rows), "low": None, "high": None, "n": len(rows)},
-        "seconds_per_valid": {"value": total / valid if valid else None, "low": None, "high": None, "n": valid},
+        "seconds_per_sample": plain(total / len(rows), len(rows)),
+        "seconds_per_valid": plain(total / valid if valid else None, valid),
         "valid": share(bool(row["valid"]) for row in rows),
     }

@@ -17,7 +17,7 @@ from .csp import kinds_of_reasons
 from .matching import Matcher
 from .novelty import reduced_formula
 from .ranges import check_ranges
-from .schema import Figure, clustered_mean, share
+from .schema import Figure, clustered_mean, plain, share
 from .sources import SampleText
 
 __all__ = ["Compound", "LiteratureSettings", "evaluate_literature", "read_compounds"]
@@ -93,11 +93,6 @@ def _asked(text: SampleText) -> str | None:
     return reduced_formula(text.prompt_id)
 
 
-def _match(pair: tuple[Examined, Examined], matcher: Matcher) -> float | None:
-    first, second = pair
-    return None if first.reduced is None or second.reduced is None else matcher.rms(first.reduced, second.reduced)
-
-
 def evaluate_literature(
     runs: Sequence[Sequence[SampleText]], compounds: Sequence[Compound], settings: LiteratureSettings | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -111,8 +106,6 @@ def evaluate_literature(
     Raises:
         Mat2SeqError: a run has no sample of any of the compounds.
     """
-    from functools import partial
-
     settings = settings or LiteratureSettings()
     options = pool.options(settings)
     by_formula = {compound.formula: compound for compound in compounds}
@@ -124,18 +117,15 @@ def evaluate_literature(
         placed += own
     samples = examine_all([text.cif for _, _, text in placed], label="reading samples", **options)
     tasks = [
-        (by_formula[formula].truth or Examined(), sample)
+        ((by_formula[formula].truth or Examined()).reduced, sample.reduced)
         for (_, formula, _), sample in zip(placed, samples, strict=True)
     ]
     matcher = Matcher(settings.ltol, settings.stol, settings.angle_tol)
-    outcomes = pool.run(partial(_match, matcher=matcher), tasks, label="matching", **options)
+    outcomes = pool.run(matcher.rms_of_pair, tasks, label="matching", **options)
     rows = [
         {
+            **sample.row(text),
             "prompt_id": formula,
-            "sample_index": max(text.index, 0),
-            "source": text.source,
-            **sample.row(),
-            "reason": text.reason if text.cif is None else sample.reason,
             "run": number,
             "formula_right": sample.formula == formula,
             "match": outcome.value is not None,
@@ -195,8 +185,8 @@ def _figures(rows: Sequence[dict[str, Any]], formulas: Sequence[str], n_runs: in
         "formula_right": share(row["formula_right"] for row in rows),
         "valid_structure": share(row["valid_structure"] for row in rows),
         "valid": clustered_mean(list(groups.values())),
-        "valid_mean": {"value": statistics.fmean(shares), "low": None, "high": None, "n": n_runs},
-        "valid_deviation": {"value": deviation, "low": None, "high": None, "n": n_runs},
+        "valid_mean": plain(statistics.fmean(shares), n_runs),
+        "valid_deviation": plain(deviation, n_runs),
     }
     return figures, missing
 

@@ -171,6 +171,11 @@ class Matcher:
         frames = self._frames(one, two, places)
         return None if frames is None else self._search(frames, places, first.numbers, two, second)
 
+    def rms_of_pair(self, pair: tuple[ReducedCrystal | None, ReducedCrystal | None]) -> float | None:
+        """:meth:`rms` as a task of :func:`.pool.run`; None where a crystal could not be reduced."""
+        first, second = pair
+        return None if first is None or second is None else self.rms(first, second)
+
     def _similar_lengths(self, first: ReducedCrystal, second: ReducedCrystal) -> bool:
         """Whether a basis of the first lattice can be as long as that of the second.
 

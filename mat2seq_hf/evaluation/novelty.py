@@ -194,15 +194,11 @@ class Marks:
     cut_off: list[tuple[int, str]] = field(default_factory=list)
 
 
-def _match(pair: tuple[ReducedCrystal, ReducedCrystal], matcher: Matcher) -> bool:
-    return matcher.rms(*pair) is not None
-
-
 class _Rounds:
     """Comparisons in rounds, each pair within the time limit; what did not end is kept with the place of its sample."""
 
     def __init__(self, matcher: Matcher, processes: int = 1, timeout: float = 60.0) -> None:
-        self._function = partial(_match, matcher=matcher)
+        self._function = matcher.rms_of_pair
         self._pool = pool.Pool(processes=processes, timeout=timeout)
         self.cut_off: list[tuple[int, str]] = []
 
@@ -216,7 +212,7 @@ class _Rounds:
         for (place, _, _), outcome in zip(pairs, outcomes, strict=True):
             if outcome.kind != "ok":
                 self.cut_off.append((place, outcome.kind))
-        return {place for (place, _, _), outcome in zip(pairs, outcomes, strict=True) if outcome.value}
+        return {place for (place, _, _), outcome in zip(pairs, outcomes, strict=True) if outcome.value is not None}
 
 
 def mark_unique(

@@ -38,6 +38,7 @@ __all__ = [
     "load_report",
     "mean",
     "per_sample_schema",
+    "plain",
     "share",
     "versions",
     "write_report",
@@ -101,7 +102,7 @@ LABELS: dict[str, str] = {
     "seconds_per_valid": "seconds a valid sample",
 }
 
-#: Figures that are shares of a whole.
+# Words in the names of figures that are no shares of a whole.
 _PLAIN_NUMBERS = ("rmse", "crmse", "distance", "seconds", "parameters", "error", "hull", "deviation")
 
 
@@ -122,12 +123,17 @@ def format_figure(name: str, figure: Figure) -> str:
     return shown if low is None or high is None else f"{shown} ({low:.4f} to {high:.4f})"
 
 
+def plain(value: float | None, n: int) -> Figure:
+    """A figure without an interval."""
+    return {"value": value, "low": None, "high": None, "n": n}
+
+
 def share(values: Iterable[bool]) -> Figure:
     """Share of true values with the Wilson interval; value None where there are none."""
     items = [bool(value) for value in values]
     n = len(items)
     if not n:
-        return {"value": None, "low": None, "high": None, "n": 0}
+        return plain(None, 0)
     p = sum(items) / n
     low, high = _wilson(p, n)
     return {"value": p, "low": low, "high": high, "n": n}
@@ -155,10 +161,10 @@ def clustered_mean(groups: Sequence[Sequence[float]]) -> Figure:
     kept = [np.asarray(group, dtype=float) for group in groups if len(group)]
     n = sum(len(group) for group in kept)
     if not n:
-        return {"value": None, "low": None, "high": None, "n": 0}
+        return plain(None, 0)
     value = float(sum(group.sum() for group in kept) / n)
     if len(kept) == 1:
-        return {"value": value, "low": None, "high": None, "n": n}
+        return plain(value, n)
     residuals = np.array([float((group - value).sum()) for group in kept])
     error = math.sqrt(float((residuals**2).sum()) * len(kept) / (len(kept) - 1)) / n
     low, high = value - _Z * error, value + _Z * error

@@ -130,11 +130,7 @@ def evaluate_stability(
         first, last = sample.reduced, after[number].reduced
         rows.append(
             {
-                "prompt_id": text.prompt_id,
-                "sample_index": max(text.index, 0),
-                "source": text.source,
-                **sample.row(),
-                "reason": text.reason if text.cif is None else sample.reason,
+                **sample.row(text),
                 "unique": verdicts.unique[number],
                 "novel": verdicts.novel[number],
                 "converged": bool(item and item["converged"]),
