@@ -10,11 +10,10 @@ import math
 from fractions import Fraction
 
 from .canonical import CanonicalCrystal
+from .cif_reading import CELL_TAGS
 from .operations import crystal_system, group_operations, points_per_primitive
 
 __all__ = ["cif_text"]
-
-_CELL = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
 
 
 def _term(rotation: list[int], translation: int) -> str:
@@ -46,14 +45,6 @@ def _volume(lattice: tuple[float, ...]) -> float:
     return a * b * c * math.sqrt(1 - x * x - y * y - z * z + 2 * x * y * z)
 
 
-def _formula(crystal: CanonicalCrystal) -> str:
-    """Formula of the conventional cell, elements in alphabetic order as CIF asks."""
-    counts: dict[str, int] = {}
-    for site in crystal.sites:
-        counts[site.element] = counts.get(site.element, 0) + int(site.wyckoff[:-1])
-    return " ".join(f"{element}{count}" for element, count in sorted(counts.items()))
-
-
 def cif_text(crystal: CanonicalCrystal) -> str:
     """CIF of a crystal in the conventional cell of the ITA standard setting; lengths in angstrom, angles in degree.
 
@@ -68,6 +59,8 @@ def cif_text(crystal: CanonicalCrystal) -> str:
         data_Ba1Ti1O3
     """
     number = crystal.space_group_number
+    primitives = points_per_primitive(number)
+    counts = crystal.composition
     sites = [
         f"{site.element}{index} {site.element} {site.wyckoff[:-1]} {site.wyckoff[-1]} "
         + " ".join(_decimal(value) for value in site.coords)
@@ -76,10 +69,11 @@ def cif_text(crystal: CanonicalCrystal) -> str:
     ]
     lines = [
         f"data_{crystal.formula.replace(' ', '')}",
-        f"_chemical_formula_sum '{_formula(crystal)}'",
-        *(f"_cell_{name} {_decimal(value)}" for name, value in zip(_CELL, crystal.lattice, strict=True)),
+        # of the conventional cell, elements in alphabetic order as CIF asks
+        f"_chemical_formula_sum '{' '.join(f'{name}{count * primitives}' for name, count in sorted(counts.items()))}'",
+        *(f"{tag} {_decimal(value)}" for tag, value in zip(CELL_TAGS, crystal.lattice, strict=True)),
         f"_cell_volume {_volume(crystal.lattice):.4f}",
-        f"_cell_formula_units_Z {points_per_primitive(number) * _units(crystal.formula)}",
+        f"_cell_formula_units_Z {primitives * math.gcd(*counts.values())}",
         f"_space_group_crystal_system {crystal_system(number)}",
         f"_space_group_IT_number {number}",
         f"_symmetry_Int_Tables_number {number}",
@@ -100,8 +94,3 @@ def cif_text(crystal: CanonicalCrystal) -> str:
         *sites,
     ]
     return "\n".join(lines) + "\n"
-
-
-def _units(formula: str) -> int:
-    """Formula units in the primitive cell: ``"Si3 O6" -> 3``."""
-    return math.gcd(*(int("".join(filter(str.isdigit, word))) for word in formula.split()))

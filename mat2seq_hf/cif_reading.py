@@ -24,7 +24,7 @@ except ImportError:  # code loaded from a Hub repo reads CIFs with pymatgen alon
 else:
     gemmi = _gemmi
 
-__all__ = ["read_plain_cif"]
+__all__ = ["CELL_TAGS", "read_plain_cif"]
 
 Floats = NDArray[np.float64]
 
@@ -35,7 +35,8 @@ _SAME = 1e-4
 # Images of a site on a special position differ by this many units of the last decimal of its coordinates.
 _LAST_DECIMALS = 2.0
 
-_CELL = tuple(
+#: Tags of the lengths and angles of the cell.
+CELL_TAGS = tuple(
     f"_cell_{name}" for name in ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
 )
 _OPERATIONS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
@@ -83,7 +84,7 @@ def _tags(block: Any) -> list[str]:
 
 
 def _lattice(block: Any) -> Floats | None:
-    values = [gemmi.cif.as_number(block.find_value(tag) or "?") for tag in _CELL]
+    values = [gemmi.cif.as_number(block.find_value(tag) or "?") for tag in CELL_TAGS]
     if not np.isfinite(values).all() or min(values) <= 0:
         return None
     try:
@@ -103,7 +104,7 @@ def _named_operations(block: Any) -> list[str]:
             return [operation.triplet() for operation in gemmi.symops_from_hall(_string(block, tag))]
         except (ValueError, RuntimeError):  # none, or not a Hall symbol
             continue
-    angles = [gemmi.cif.as_number(block.find_value(tag) or "?") for tag in _CELL[3:]]
+    angles = [gemmi.cif.as_number(block.find_value(tag) or "?") for tag in CELL_TAGS[3:]]
     for tag in _NAMES:
         # Older files write the origin choices 1 and 2 as S and Z.
         name = re.sub(" +S$", ":1", re.sub(" +Z$", ":2", _string(block, tag)))
