@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .cell import OVERLAP_DISTANCE, check_distances, has_nearer_atoms, read_cell
-from .elements import ORDER, SYMBOL_OF
+from .elements import ELEMENTS, ORDER, SYMBOL_OF
 from .errors import CrystalError, DecodeError
 from .fixed_point import TIGHT, Scheme, fixed_point
-from .forms import SYMBOL_OF_RANK, Form, axis_order, form_cell, unordered
+from .forms import Form, axis_order, form_cell, unordered
 from .grid import ANGLE_UNIT, COORDINATE_GRID, LENGTH_UNIT, MAX_LENGTH
 from .lattice import lattice_rule, lattice_vectors, tied_lattice
 from .normalizer import locate
@@ -90,8 +90,8 @@ class CanonicalCrystal:
             SiteDescription(site.element, site.wyckoff, _integers(site.coords, 1.0 / COORDINATE_GRID))
             for site in self.sites
         )
-        lattice = (*_integers(self.lattice[:3], LENGTH_UNIT), *_integers(self.lattice[3:], ANGLE_UNIT))
-        return format_text(Description(self.space_group_number, lattice, sites, tuple(self.composition.items())))
+        composition = tuple(self.composition.items())
+        return format_text(Description(self.space_group_number, self._lattice(), sites, composition))
 
     @classmethod
     def from_text(cls, text: str) -> CanonicalCrystal:
@@ -126,13 +126,16 @@ class CanonicalCrystal:
         """Atoms in the order of the sites."""
         number = self.space_group_number
         axes = axis_order(number)
-        lattice = (*_integers(self.lattice[:3], LENGTH_UNIT), *_integers(self.lattice[3:], ANGLE_UNIT))
         sites = []
         for site in self.sites:
             point = _integers(site.coords, 1.0 / COORDINATE_GRID)
             letter = LETTERS.index(site.wyckoff[-1])
             sites.append((ORDER[site.element], letter, tuple(point[axis] for axis in axes)))
-        return form_cell(Form(number, lattice, tuple(sites), 1), primitive)
+        return form_cell(Form(number, self._lattice(), tuple(sites), 1), primitive)
+
+    def _lattice(self) -> tuple[int, int, int, int, int, int]:
+        """Lengths and angles in the units of the sequence."""
+        return (*_integers(self.lattice[:3], LENGTH_UNIT), *_integers(self.lattice[3:], ANGLE_UNIT))
 
 
 def _integers(values: tuple[float, ...], unit: float) -> tuple[int, int, int]:
@@ -160,7 +163,7 @@ def _from_form(form: Form) -> CanonicalCrystal:
     sites = []
     for rank, letter, coords in form.sites:
         name = wyckoff_positions(form.number)[letter].name
-        sites.append(SiteDescription(SYMBOL_OF_RANK[rank], name, unordered(form.number, coords)))
+        sites.append(SiteDescription(ELEMENTS[rank], name, unordered(form.number, coords)))
     return _from_description(Description(form.number, (a, b, c, alpha, beta, gamma), tuple(sites), ()))
 
 

@@ -14,6 +14,7 @@ from .vocabulary import TOKEN_IDS, TOKENS
 
 __all__ = [
     "LENGTHS",
+    "PIECES",
     "SIGNED_IDS",
     "Key",
     "angle_key",
@@ -42,7 +43,7 @@ _HEAD = COORDINATE_GRID // 100  # grid points that share their first two decimal
 _FRACTIONS = tuple(sorted(FRACTIONS))
 _IS_FRACTION = frozenset(_FRACTIONS)
 _SPECIAL_ANGLES = {9000: TOKEN_IDS["90"], 12000: TOKEN_IDS["120"]}
-_PIECES = tuple(TOKEN_IDS[f"##{number:02d}"] for number in range(100))
+PIECES = tuple(TOKEN_IDS[f"##{number:02d}"] for number in range(100))
 _WHOLE = {number: TOKEN_IDS[f"{number}."] for number in range(1, 500)}
 
 
@@ -155,7 +156,7 @@ def number_tokens(low: int, high: int, whole: int | None) -> tuple[int, ...]:
         ranges = ((token, signed_range(TOKENS[token])) for token in SIGNED_IDS)
         return tuple(token for token, (first, last) in ranges if first <= high and low <= last)
     first, last = signed_range(TOKENS[whole])
-    return tuple(_PIECES[abs(value) % 100] for value in range(max(first, low), min(last, high) + 1))
+    return tuple(PIECES[abs(value) % 100] for value in range(max(first, low), min(last, high) + 1))
 
 
 def _angles(low: int, high: int) -> tuple[int, ...]:
@@ -172,7 +173,7 @@ def _heads(first: int, last: int, dead: tuple[int, ...], fractions: tuple[int, .
 
 def _tails(start: int, stop: int, bad: frozenset[int]) -> tuple[int, ...]:
     values = (value for value in range(start, stop + 1) if value not in bad and value not in _IS_FRACTION)
-    return tuple(_PIECES[int(coordinate_word(value)[-2:])] for value in values)
+    return tuple(PIECES[int(coordinate_word(value)[-2:])] for value in values)
 
 
 def token_set(key: Key) -> tuple[int, ...]:
@@ -189,7 +190,7 @@ def token_set(key: Key) -> tuple[int, ...]:
             return _tails(*parameters)
         case "pieces":
             low, high = parameters
-            return _PIECES[low : high + 1]
+            return PIECES[low : high + 1]
         case "whole":
             low, high = parameters
             return tuple(_WHOLE[number] for number in range(low, high + 1))

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .elements import ATOMIC_NUMBERS, ORDER, SYMBOL_OF
+from .elements import ATOMIC_NUMBERS, ELEMENTS, ORDER, SYMBOL_OF
 from .errors import SymmetryError
 from .grid import ANGLE_UNIT, COORDINATE_GRID, LENGTH_UNIT, quantize
 from .lattice import lattice_integers, lattice_vectors, tied_lattice
@@ -31,7 +31,6 @@ from .symmetry import StandardCrystal
 from .wyckoff import SYMBOLS, WyckoffPosition, wyckoff_positions
 
 __all__ = [
-    "SYMBOL_OF_RANK",
     "Form",
     "axis_order",
     "canonical_form",
@@ -50,8 +49,6 @@ _RANK_FACTOR = 32  # more than the 27 letters of a group
 _CUBE_FITS = 2_000_000  # grids whose third power is an int64
 _MIDDLE = 0.02  # of a grid step: rounding boundaries lie nearer to the middle
 _SHIFTS = 1e11  # origins nearer than a part in so many are one: the error of floats, far below any grid
-
-SYMBOL_OF_RANK = {rank: symbol for symbol, rank in ORDER.items()}
 
 # (rank of element, index of Wyckoff letter, coordinates with polar axes first)
 SiteKey = tuple[int, int, tuple[int, ...]]
@@ -330,7 +327,7 @@ def form_cell(form: Form, primitive: bool = True) -> Cell:
     grid = COORDINATE_GRID * form.factor
     points = np.array([unordered(form.number, coords) for _, _, coords in form.sites])
     orbits = expand_orbits(form.number, points, grid, primitive)
-    elements = [ATOMIC_NUMBERS[SYMBOL_OF_RANK[rank]] for rank, _, _ in form.sites]
+    elements = [ATOMIC_NUMBERS[ELEMENTS[rank]] for rank, _, _ in form.sites]
     numbers = np.repeat(elements, [len(images) for images in orbits])
     positions = np.array([point for images in orbits for point in images]) / grid
     basis = primitive_basis(form.number) if primitive else np.eye(3)
@@ -364,7 +361,7 @@ def form_crystal(form: Form) -> StandardCrystal:
         form.number,
         vectors @ vectors.T,
         np.array([unordered(form.number, coords) for _, _, coords in form.sites]) / grid,
-        np.array([ATOMIC_NUMBERS[SYMBOL_OF_RANK[rank]] for rank, _, _ in form.sites]),
+        np.array([ATOMIC_NUMBERS[ELEMENTS[rank]] for rank, _, _ in form.sites]),
         np.array([positions[letter].multiplicity for _, letter, _ in form.sites]),
         np.array([letter for _, letter, _ in form.sites]),
     )

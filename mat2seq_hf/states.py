@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from .choices import (
     LENGTHS,
+    PIECES,
     SIGNED_IDS,
     Key,
     angle_key,
@@ -64,7 +65,6 @@ _GROUP_IDS = {number: TOKEN_IDS[group_word(number)] for number in range(1, 231)}
 _GROUPS = {token: number for number, token in _GROUP_IDS.items()}
 _FIELD_IDS = tuple(TOKEN_IDS[f"{name}="] for name in FIELDS)
 _END_OF_FIELDS, _UNKNOWN = TOKEN_IDS[END_OF_FIELDS], TOKEN_IDS[UNKNOWN_VALUE]
-_PIECE_IDS = tuple(TOKEN_IDS[f"##{number:02d}"] for number in range(100))
 _ANY_LENGTH = (2, 0)  # pieces of a length that no limit is near to
 
 
@@ -126,7 +126,7 @@ def _field_choices(state: Fields) -> tuple[int, ...]:
     if name in NUMERIC_FIELDS:
         if not written:
             return (_UNKNOWN, *SIGNED_IDS)
-        return more if written[-1] not in SIGNED_IDS else _PIECE_IDS
+        return more if written[-1] not in SIGNED_IDS else PIECES
     if name == "elements":
         if not written:
             return (_UNKNOWN, *_ELEMENT_IDS)

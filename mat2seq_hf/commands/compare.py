@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import Mat2SeqError
+from .files import console
 
 __all__ = ["EXAMPLES", "SUMMARY", "add_arguments", "run"]
 
@@ -26,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from rich.console import Console
     from rich.table import Table
 
     from ..evaluation.report import compare_table, different_settings, plot_comparison
@@ -42,13 +42,11 @@ def run(args: argparse.Namespace) -> int:
     table = Table(*head)
     for row in body:
         table.add_row(*row)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)  # a file has no width to fit into
-    console.print(table)
+    out = console(width=200)
+    out.print(table)
     differences = [f"different {line}" for line in different_settings(reports)]
     for line in differences:
-        console.print(line, highlight=False, markup=False)
+        out.print(line, highlight=False, markup=False)
     if args.markdown is not None:
         rows = ["| " + " | ".join(row) + " |" for row in (head, *body)]
         rows.insert(1, "|" + "---|" * len(head))

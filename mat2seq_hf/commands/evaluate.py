@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Mat2SeqError
+from .files import console
 
 __all__ = ["EXAMPLES", "SUMMARY", "add_arguments", "run"]
 
@@ -64,7 +65,6 @@ def _common(args: argparse.Namespace) -> dict[str, Any]:
 def _write(
     args: argparse.Namespace, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], seconds: float
 ) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from ..evaluation.report import plot_report, render_markdown
@@ -86,16 +86,14 @@ def _write(
     table = Table("figure", "value (95 % interval)", "n")
     for name, figure in report["figures"].items():
         table.add_row(LABELS.get(name, name), format_figure(name, figure), f"{figure['n']:,}")
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # a file has no width to fit into
-    console.print(table)
+    out = console(width=160)
+    out.print(table)
     for line in (
         *report["notes"],
         *(f"{count:,} {what.replace('_', ' ')}" for what, count in report["counts"].items()),
     ):
-        console.print(line, highlight=False, markup=False)
-    console.print(f"report, table and plot are in {args.output}", highlight=False, markup=False)
+        out.print(line, highlight=False, markup=False)
+    out.print(f"report, table and plot are in {args.output}", highlight=False, markup=False)
 
 
 _INPUTS = ("samples", "reference", "ids", "train", "corpus", "labels", "published", "runs", "crystals", "model")

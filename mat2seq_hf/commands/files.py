@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from ..errors import Mat2SeqError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..canonical import CanonicalCrystal
 
-__all__ = ["crystal_file_name", "lines", "read", "reason"]
+__all__ = ["console", "crystal_file_name", "lines", "read", "reason"]
 
 
 def read(name: str) -> str:
@@ -25,6 +27,14 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return "is not a text file (UTF-8)" if isinstance(error, UnicodeDecodeError) else str(error)
+
+
+def console(width: int) -> Console:
+    """Standard output; what is no terminal, such as a file, has no width to fit into and gets this one."""
+    from rich.console import Console
+
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=width)
 
 
 def lines(names: Sequence[str]) -> Iterator[tuple[str, str]]:

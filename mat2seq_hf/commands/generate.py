@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PromptError
-from .files import crystal_file_name
+from .files import console, crystal_file_name
 
 if TYPE_CHECKING:
     from ..canonical import CanonicalCrystal
@@ -196,7 +196,6 @@ def _crystal(text: str) -> CanonicalCrystal:
 
 
 def _print_table(rows: Sequence[tuple[Sample, str]], *, show_files: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("formula", "space group")
@@ -212,12 +211,10 @@ def _print_table(rows: Sequence[tuple[Sample, str]], *, show_files: bool) -> Non
             density = f"{float(sample['structure'].density):.3f}"
         cells = [sample["formula"] or "", sample["space_group"] or "", lengths, density, f"{sample['log_prob']:.2f}"]
         table.add_row(*cells, "yes" if sample["valid"] else "no", *([name] if show_files else []))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)  # a file has no width to fit into
-    console.print(table)
+    out = console(width=200)
+    out.print(table)
     valid = sum(sample["valid"] for sample, _ in rows)
-    console.print(f"{valid} of {len(rows)} valid", highlight=False)
+    out.print(f"{valid} of {len(rows)} valid", highlight=False)
     for row, (sample, _) in enumerate(rows, start=1):
         if not sample["valid"]:
-            console.print(f"row {row}: {sample['reason']}", highlight=False, markup=False)
+            out.print(f"row {row}: {sample['reason']}", highlight=False, markup=False)

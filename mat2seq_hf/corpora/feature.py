@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, List, Value
-from datasets.features.features import register_feature
+from datasets.features.features import get_nested_type, register_feature
 from datasets.table import array_cast
 
 from ..cell import read_cell
@@ -32,14 +32,6 @@ CRYSTAL_COLUMNS: dict[str, Any] = {
     "frac_coords": List(List(Value("float64"))),
     "text": Value("string"),
 }
-_STORAGE = pa.struct(
-    [
-        ("lattice", pa.list_(pa.list_(pa.float64()))),
-        ("numbers", pa.list_(pa.int16())),
-        ("frac_coords", pa.list_(pa.list_(pa.float64()))),
-        ("text", pa.string()),
-    ]
-)
 _NEEDED = ("lattice", "numbers", "frac_coords")
 
 
@@ -71,7 +63,7 @@ class Crystal:
     id: str | None = field(default=None, repr=False)
 
     dtype: ClassVar[str] = "pymatgen.core.Structure"
-    pa_type: ClassVar[Any] = _STORAGE
+    pa_type: ClassVar[Any] = get_nested_type(CRYSTAL_COLUMNS)
     _type: str = field(default="Crystal", init=False, repr=False)
 
     def __call__(self) -> pa.DataType:
