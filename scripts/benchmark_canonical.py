@@ -76,6 +76,7 @@ def speed(options: argparse.Namespace) -> None:
 
     from mat2seq_hf.canonical import CanonicalCrystal, canonicalize
     from mat2seq_hf.cell import read_cell
+    from mat2seq_hf.fixed_point import TIGHT
     from mat2seq_hf.reduction import primitive_cell
     from mat2seq_hf.symmetry import exact_crystal
 
@@ -101,7 +102,8 @@ def speed(options: argparse.Namespace) -> None:
 
     clear = 0
     for cell in arrays:
-        exact, crystal = exact_crystal(primitive_cell(read_cell(cell), 7e-6), 7e-6), canonicalize(cell, options.symprec)
+        exact = exact_crystal(primitive_cell(read_cell(cell), TIGHT), TIGHT)
+        crystal = canonicalize(cell, options.symprec)
         same_cell = exact.n_atoms == sum(crystal.composition.values())
         clear += same_cell and exact.number == crystal.space_group_number
     print(f"{len(cifs)} crystals of {options.data.parent.name}/{options.data.stem}, processor time, one core")

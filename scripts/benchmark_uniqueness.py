@@ -37,13 +37,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def cif_texts(structure: Any) -> tuple[str, str]:
-    """Plain CIF and CIF symmetrised at 0.1 angstrom, as pymatgen writes them."""
-    from pymatgen.io.cif import CifWriter
-
-    return str(CifWriter(structure)), str(CifWriter(structure, symprec=0.1))
-
-
 def measure(task: tuple[str, str, int, argparse.Namespace]) -> dict[str, Any]:
     """All figures of one crystal; errors are kept as text and count as failures."""
     identifier, cif, number, options = task
@@ -51,6 +44,7 @@ def measure(task: tuple[str, str, int, argparse.Namespace]) -> dict[str, Any]:
     from pymatgen.core import Structure
 
     from mat2seq_hf.canonical import canonicalize
+    from mat2seq_hf.evaluation.descriptions import METHODS
     from mat2seq_hf.evaluation.equivalents import random_equivalent
 
     rng = np.random.default_rng([options.seed, number])
@@ -66,8 +60,8 @@ def measure(task: tuple[str, str, int, argparse.Namespace]) -> dict[str, Any]:
             row["texts"] = sorted(texts | {crystal.text})
         row |= completeness(structure, crystal, options.symprec)
         if not options.no_baselines:
-            plain, symmetrised = zip(*(cif_texts(item) for item in (structure, *others)), strict=True)
-            row["plain_cif"], row["symmetrised_cif"] = len(set(plain)) == 1, len(set(symmetrised)) == 1
+            for name, method in (("plain_cif", "cif"), ("symmetrised_cif", "symmetrised_cif")):
+                row[name] = len({METHODS[method](item) for item in (structure, *others)}) == 1
     except Exception as error:  # noqa: BLE001 - a failure is a figure here, with its cause
         row["error"] = f"{type(error).__name__}: {error}"
     return row

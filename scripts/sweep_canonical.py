@@ -110,6 +110,7 @@ def figures(cif: str, symprec: float, rng: np.random.Generator, options: argpars
     from mat2seq_hf.cell import read_cell
     from mat2seq_hf.evaluation.displacement import displacement_bound, superposition
     from mat2seq_hf.evaluation.equivalents import equivalent_arrays
+    from mat2seq_hf.fixed_point import TIGHT
     from mat2seq_hf.reduction import primitive_cell
 
     def encode(crystal: Any) -> Any:
@@ -126,7 +127,7 @@ def figures(cif: str, symprec: float, rng: np.random.Generator, options: argpars
     mirror = encode((given[0] * np.array([-1.0, 1.0, 1.0]), given[1], given[2]))
     found = moyopy.MoyoDataset(moyopy.Cell(*(np.asarray(part).tolist() for part in decoded)), symprec=1e-4)
     bound = displacement_bound(crystal, symprec)
-    primitive = primitive_cell(cell, 7e-6)  # the superposition tries fewer cells then
+    primitive = primitive_cell(cell, TIGHT)  # the superposition tries fewer cells then
     smallest = primitive.lattice, primitive.positions, primitive.numbers
     return {
         "text": crystal.text,
@@ -244,6 +245,7 @@ def collisions(options: argparse.Namespace) -> None:
     from mat2seq_hf.canonical import CanonicalCrystal
     from mat2seq_hf.cell import read_cell
     from mat2seq_hf.evaluation.displacement import superposition
+    from mat2seq_hf.fixed_point import TIGHT
     from mat2seq_hf.reduction import primitive_cell
 
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -259,7 +261,7 @@ def collisions(options: argparse.Namespace) -> None:
     }
 
     def arrays(row: dict[str, Any]) -> Any:
-        cell = primitive_cell(read_cell(cifs[row["split"], row["id"]]), 7e-6)
+        cell = primitive_cell(read_cell(cifs[row["split"], row["id"]]), TIGHT)
         return cell.lattice, cell.positions, cell.numbers
 
     def apart(row: dict[str, Any], other: dict[str, Any]) -> float:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from pymatgen.core import Lattice, Structure
 
-from mat2seq_hf.operations import crystal_system, group_operations
+from mat2seq_hf.operations import crystal_system, group_operations, is_sohncke
 from mat2seq_hf.wyckoff import SYMBOLS, wyckoff_positions
 
 #: The 65 groups without mirror planes, inversion or rotoinversions: their crystals can be chiral.
-SOHNCKE = tuple(number for number in range(1, 231) if (np.rint(np.linalg.det(group_operations(number)[0])) == 1).all())
+SOHNCKE = tuple(number for number in range(1, 231) if is_sohncke(number))
 
 #: Groups that come in mirror-image pairs.
 ENANTIOMORPHIC_PAIRS = (
