@@ -31,7 +31,7 @@ from .vocabulary import (
 from .wishes import Prompt, formula_text
 from .wyckoff import SYMBOLS, space_group_number
 
-__all__ = ["Plan", "Prompt", "make_plan", "parse_formula", "prompt_for_model"]
+__all__ = ["Plan", "Prompt", "make_plan", "parse_formula", "prompt_for_model", "reduced"]
 
 _FORMULA_PART = re.compile(r"([A-Z][a-z]?)(\d*)|(\()|(\))(\d*)|(\s+)")
 
@@ -150,6 +150,18 @@ def _groups_that_fit(groups: tuple[int, ...], counts: tuple[int, ...]) -> tuple[
 def _in_range(value: int, name: str, low: int, high: int) -> None:
     if not low <= value <= high:
         raise PromptError(f"{name} must be a whole number from {low} to {high}, not {value}")
+
+
+def reduced(counts: Mapping[str, int]) -> dict[str, Any]:
+    """The fields of a prompt that ask for these atoms in the primitive cell: formula and formula units.
+
+    Example:
+        >>> reduced({"Si": 3, "O": 6})
+        {'formula': 'Si1O2', 'formula_units': 3}
+    """
+    units = math.gcd(*counts.values())
+    words = (f"{element}{count // units}" for element, count in counts.items())
+    return {"formula": "".join(words), "formula_units": units}
 
 
 def _groups(prompt: Prompt) -> tuple[int, ...]:

@@ -204,18 +204,15 @@ def predict(options: argparse.Namespace, arm: Arm, folder: Path, seed: int) -> d
 
     from mat2seq_hf.canonical import CanonicalCrystal
     from mat2seq_hf.errors import Mat2SeqError
-    from mat2seq_hf.prompts import Prompt
+    from mat2seq_hf.evaluation.crystals import composition_prompt
     from mat2seq_hf.tokenizer import text_of_tokens
     from mat2seq_hf.training.variants import digit_spelling, draw_spelled
     from mat2seq_hf.vocabulary import EOS, TOKEN_IDS
+    from mat2seq_hf.wishes import Prompt
 
     table = pd.read_parquet(options.data / "mp_20" / "val.parquet", columns=["cif"])
     truths = [Structure.from_str(cif, fmt="cif") for cif in table.sample(options.formulas, random_state=1).cif]
-    prompts = []
-    for truth in truths:
-        composition = truth.get_primitive_structure(tolerance=1e-4).composition
-        reduced, units = composition.get_reduced_composition_and_factor()
-        prompts.append(Prompt(reduced.formula.replace(" ", ""), formula_units=int(units)))
+    prompts = [Prompt(**composition_prompt(truth)) for truth in truths]
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     spelling = digit_spelling() if arm.writing == "digits" else {}
     drawn: list[list[int]] = []

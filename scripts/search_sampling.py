@@ -55,6 +55,7 @@ def load_truths(options: argparse.Namespace) -> tuple[list[Any], dict[str, Any]]
     import pandas as pd
     from pymatgen.core import Structure
 
+    from mat2seq_hf.evaluation.crystals import composition_prompt
     from mat2seq_hf.generation import Asked
 
     table = pd.read_parquet(options.data, columns=["material_id", "cif"])
@@ -62,12 +63,7 @@ def load_truths(options: argparse.Namespace) -> tuple[list[Any], dict[str, Any]]
     truths = {
         str(name): Structure.from_str(cif, fmt="cif") for name, cif in zip(table.material_id, table.cif, strict=True)
     }
-    asked = []
-    for name, truth in truths.items():
-        composition = truth.get_primitive_structure(tolerance=1e-4).composition
-        reduced, units = composition.get_reduced_composition_and_factor()
-        asked.append(Asked(name, {"formula": reduced.formula.replace(" ", ""), "formula_units": int(units)}))
-    return asked, truths
+    return [Asked(name, composition_prompt(truth)) for name, truth in truths.items()], truths
 
 
 def matches(folder: Path, asked: list[Any], truths: dict[str, Any]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ CORE = (
 )
 #: Modules and folders that only the installed package needs, from the bottom up.
 ABOVE = (
-    *("registration", "generation", "corpora", "training", "evaluation", "publishing", "doctor"),
+    *("registration", "corpora", "generation", "training", "evaluation", "publishing", "doctor"),
     *("commands", "cli"),
 )
 #: Entry points: they may import everything and nothing imports them.

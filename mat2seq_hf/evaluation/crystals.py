@@ -25,7 +25,7 @@ from .validity import charge_neutral
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-__all__ = ["Examined", "examine", "examine_all", "examine_references", "read_structure"]
+__all__ = ["Examined", "composition_prompt", "examine", "examine_all", "examine_references", "read_structure"]
 
 _GRAMS = 1.66053907  # g/cm^3 of one atomic mass unit in a cubic angstrom
 _MIN_VOLUME = 0.1  # cubic angstrom, as in CDVAE
@@ -107,6 +107,13 @@ def read_structure(text: str) -> Structure:
         raise Mat2SeqError("species that are no elements")
     structure.remove_oxidation_states()
     return structure
+
+
+def composition_prompt(structure: Structure) -> dict[str, Any]:
+    """The fields of a prompt for the composition of a crystal's primitive cell (at 1e-4 angstrom), and nothing else."""
+    composition = structure.get_primitive_structure(tolerance=1e-4).composition
+    reduced, units = composition.get_reduced_composition_and_factor()
+    return {"formula": reduced.formula.replace(" ", ""), "formula_units": int(units)}
 
 
 def _read_cif(cif: str) -> Structure:

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..generation.loading import load_pipeline
-from .crystals import Examined, examine, read_structure
+from .crystals import Examined, composition_prompt, examine, read_structure
 from .csp import kinds_of_reasons
 from .ranges import check_ranges
 from .schema import Figure, mean, plain, share
@@ -67,11 +67,7 @@ def evaluate_efficiency(
     pipe = load_pipeline(settings.model)
     if settings.prompts is not None and settings.prompts < len(references):
         references = random.Random(settings.seed).sample(references, settings.prompts)
-    prompts = []
-    for reference in references:
-        composition = read_structure(reference.cif).get_primitive_structure(tolerance=1e-4).composition
-        reduced, units = composition.get_reduced_composition_and_factor()
-        prompts.append({"formula": reduced.formula.replace(" ", ""), "formula_units": int(units)})
+    prompts = [composition_prompt(read_structure(reference.cif)) for reference in references]
     pipe(prompts[0], num_return_sequences=settings.samples, seed=settings.seed)
     rows: list[dict[str, Any]] = []
     seconds = []

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..corpora.encode import write_table
 from ..errors import Mat2SeqError, PromptError
 from ..prompts import Prompt
 from ..sampling import MAX_SEED
@@ -147,12 +148,6 @@ def _replace(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def _write_table(path: Path, table: pa.Table) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, temporary, compression="zstd")
-    return temporary.replace(path)
-
-
 def _rows_of(pipe: Any, asked: Sequence[Asked], job: Job, plan: _Plan, part: _Part, model: str) -> list[dict[str, Any]]:
     prompts = [plan.prompts[number] for number in part.numbers]
     answers = pipe.answer(
@@ -211,12 +206,12 @@ def run_job(
             {"prompt_id": asked[n].prompt_id, "prompt": json.dumps(asked[n].prompt, default=str), "reason": reason}
             for n, reason in plan.rejected
         ]
-        _write_table(folder / "rejected.parquet", pa.Table.from_pylist(rows, REJECTED_PROMPTS))
+        write_table(pa.Table.from_pylist(rows, REJECTED_PROMPTS), folder / "rejected.parquet")
     for number, part in enumerate(plan.parts):
         if number % processes == rank:
             if not part.path.is_file():
                 rows = _rows_of(pipe, asked, job, plan, part, model)
-                _write_table(part.path, pa.Table.from_pylist(rows, SAMPLES))
+                write_table(pa.Table.from_pylist(rows, SAMPLES), part.path)
             yield len(part.numbers)
 
 
@@ -237,4 +232,5 @@ def merge(folder: str | Path, asked: Sequence[Asked]) -> Path:
     place = {one.prompt_id: number for number, one in enumerate(asked)}
     keys = pa.array([place[name] for name in table["prompt_id"].to_pylist()])
     table = table.append_column("place", keys).sort_by([("place", "ascending"), ("sample_index", "ascending")])
-    return _write_table(folder / "samples.parquet", table.drop_columns(["place"]))
+    write_table(table.drop_columns(["place"]), folder / "samples.parquet")
+    return folder / "samples.parquet"

@@ -9,19 +9,20 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
-from math import gcd, isnan
+from math import isnan
 from pathlib import Path
 from typing import Any
 
+from ..corpora.rows import is_property
+from ..corpora.schema import needed_shards
 from ..errors import Mat2SeqError
-from ..prompts import Prompt, parse_formula
+from ..prompts import Prompt, parse_formula, reduced
 from ..vocabulary import NUMERIC_FIELDS
 from ..wishes import WISHES
 
 __all__ = ["Asked", "prompt_json", "property_value", "read_prompts"]
 
 _NAMES = ("prompt_id", "material_id", "id")
-_INDEX = re.compile(r"Unnamed: \d+|__index_level_\d+__|")  # columns that pandas writes for the numbers of rows
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _table(path: Path) -> Iterator[dict[str, Any]]:
         columns, rows = (_csv if path.suffix == ".csv" else _parquet)(path)
     except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors for broken files are the first two
         raise Mat2SeqError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from error
-    names = [name for name in columns if not _INDEX.fullmatch(name)]
+    names = [name for name in columns if is_property(name)]
     known = [name for name in names if name in (*WISHES, *_NAMES)]
     if not set(known) - {*_NAMES}:
         raise Mat2SeqError(f"{path} has none of the columns {', '.join(WISHES)}; it has {', '.join(names)}")
@@ -181,20 +182,10 @@ def _plain(value: Any) -> Any:
 def _prepared(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
-    shards = sorted(path.glob("part-*.parquet"))
-    if not shards:
-        raise Mat2SeqError(f"{path} holds no shards (part-*.parquet); give a folder that `mat2seq prepare` wrote")
-    for shard in shards:
+    for shard in needed_shards(path):
         table = pq.read_table(shard, columns=["id", "text"])
         for name, text in zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True):
-            yield {"id": name, **_reduced(text.split(" [")[0].split("| ")[-1])}
-
-
-def _reduced(formula: str) -> dict[str, Any]:
-    counts = parse_formula(formula)
-    units = gcd(*counts.values())
-    words = (f"{element}{count // units}" for element, count in counts.items())
-    return {"formula": "".join(words), "formula_units": units}
+            yield {"id": name, **reduced(parse_formula(text.split(" [")[0].split("| ")[-1]))}
 
 
 def prompt_json(prompt: Prompt | Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..canonical import CanonicalCrystal
 from ..grammar import Grammar
-from ..prompts import Prompt
+from ..prompts import Prompt, reduced
 from ..samples import describe_sample
 from ..sampling import SamplingSettings, draw_samples, row_keys
 from ..tokenizer import text_of_tokens
@@ -44,7 +44,7 @@ class SampleMonitor:
     ) -> None:
         chosen = np.sort(np.random.default_rng(1).permutation(len(validation))[:formulas])
         crystals = [CanonicalCrystal.from_text(text_of_tokens(validation[int(i)].tolist())) for i in chosen]
-        self.prompts = [_prompt_of(crystal) for crystal in crystals]
+        self.prompts = [Prompt(**reduced(crystal.composition)) for crystal in crystals]
         self.truths = [crystal.to_structure() for crystal in crystals]
         self.settings = settings
         self.symprec = symprec
@@ -78,14 +78,6 @@ class SampleMonitor:
                 matched += described["valid"] and _matches(matcher, truth, described["structure"])
         count = max(len(self.prompts), 1)
         return {"eval_sample_valid": valid / count, "eval_sample_match": matched / count}
-
-
-def _prompt_of(crystal: CanonicalCrystal) -> Prompt:
-    """The composition of the primitive cell, and nothing else."""
-    counts = crystal.composition
-    units = int(np.gcd.reduce(list(counts.values())))
-    formula = "".join(f"{element}{count // units}" for element, count in counts.items())
-    return Prompt(formula, formula_units=units)
 
 
 def _matches(matcher: object, truth: Structure, sample: Structure | None) -> bool:
