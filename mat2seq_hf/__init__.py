@@ -27,11 +27,12 @@ if TYPE_CHECKING:
         SchemeMismatchError,
         SymmetryError,
     )
-    from .grammar import Grammar, Prompt
+    from .grammar import Grammar
     from .pipeline import CrystalGenerationPipeline
     from .presets import gpt2_config, llama_config
     from .sequence import SCHEME_VERSION, scheme_fingerprint
     from .tokenizer import Mat2SeqTokenizer, build_tokenizer
+    from .wishes import Prompt
 
 __all__ = [
     "SCHEME_VERSION",
@@ -70,11 +71,12 @@ _HOME = {
         *("CrystalError", "DecodeError", "FormulaError", "Mat2SeqError", "PromptError"),
         *("SchemeMismatchError", "SymmetryError"),
     ),
-    "grammar": ("Grammar", "Prompt"),
+    "grammar": ("Grammar",),
     "pipeline": ("CrystalGenerationPipeline",),
     "presets": ("gpt2_config", "llama_config"),
     "sequence": ("SCHEME_VERSION", "scheme_fingerprint"),
     "tokenizer": ("Mat2SeqTokenizer", "build_tokenizer"),
+    "wishes": ("Prompt",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -13,8 +13,10 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from .automaton import Rows, StateTable
 from .errors import PromptError
-from .grammar import Grammar, Prompt, State
+from .grammar import Grammar
+from .state_kinds import State
 from .vocabulary import BOS, EOS, PAD, TOKEN_IDS, TOKENS
+from .wishes import Prompt
 
 __all__ = ["GrammarLogitsProcessor", "LogProb", "MaskTable", "sequence_log_probs", "until_end"]
 

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from .choices import Key, token_set
 from .errors import DecodeError, SchemeMismatchError
-from .prompts import Prompt, make_plan
+from .prompts import make_plan
 from .state_kinds import Done, State
 from .states import initial_state, next_key, next_state
 from .vocabulary import MAX_ATOMS, TOKEN_IDS, TOKENS
+from .wishes import Prompt
 
-__all__ = ["Done", "Grammar", "Prompt", "State"]
+__all__ = ["Grammar"]
 
 
 @lru_cache(maxsize=1 << 14)

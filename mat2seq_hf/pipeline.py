@@ -23,12 +23,12 @@ from transformers.pipelines.base import Pipeline
 from .constraints import GrammarLogitsProcessor, sequence_log_probs, until_end
 from .errors import PromptError, SchemeMismatchError
 from .grammar import Grammar
-from .prompts import Prompt, prompt_for_model
+from .prompts import prompt_for_model
 from .ranking import best_of
 from .samples import Sample, describe_sample, mark_duplicates
 from .sampling import Drawn, SamplingSettings, check_sampling, draw_samples, plain_settings, row_keys
 from .vocabulary import BOS, EOS, TOKEN_IDS
-from .wishes import WISHES, read_prompt
+from .wishes import WISHES, Prompt, read_prompt
 
 __all__ = ["CrystalGenerationPipeline"]
 

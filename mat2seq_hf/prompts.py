@@ -31,7 +31,7 @@ from .vocabulary import (
 from .wishes import Prompt, formula_text
 from .wyckoff import SYMBOLS, space_group_number
 
-__all__ = ["Plan", "Prompt", "make_plan", "parse_formula", "prompt_for_model", "reduced"]
+__all__ = ["Plan", "make_plan", "parse_formula", "prompt_for_model", "reduced"]
 
 _FORMULA_PART = re.compile(r"([A-Z][a-z]?)(\d*)|(\()|(\))(\d*)|(\s+)")
 

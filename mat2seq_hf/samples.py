@@ -15,10 +15,11 @@ from .cell import VALID_DISTANCE, minimal_distance
 from .cif import cif_text
 from .elements import ORDER
 from .errors import DecodeError, Mat2SeqError
-from .prompts import Plan, Prompt, make_plan
+from .prompts import Plan, make_plan
 from .reduction import minkowski_basis
 from .tokenizer import text_of_tokens
 from .vocabulary import EOS, TOKEN_IDS
+from .wishes import Prompt
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

@@ -24,8 +24,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 from .automaton import Rows
 from .constraints import MaskTable
 from .errors import PromptError
-from .grammar import Grammar, Prompt
+from .grammar import Grammar
 from .vocabulary import BOS, PAD, TOKEN_IDS
+from .wishes import Prompt
 
 __all__ = ["MAX_SEED", "Drawn", "SamplingSettings", "check_sampling", "draw_samples", "plain_settings", "row_keys"]
 

@@ -9,8 +9,9 @@ import pytest
 
 from mat2seq_hf import automaton
 from mat2seq_hf.automaton import Rows, StateTable
-from mat2seq_hf.grammar import Grammar, Prompt
+from mat2seq_hf.grammar import Grammar
 from mat2seq_hf.vocabulary import PAD, TOKEN_IDS, TOKENS
+from mat2seq_hf.wishes import Prompt
 
 GRAMMAR = Grammar()
 PADDING = TOKEN_IDS[PAD]

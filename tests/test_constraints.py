@@ -12,10 +12,11 @@ from transformers import GPT2LMHeadModel, LogitsProcessorList
 from mat2seq_hf.canonical import CanonicalCrystal
 from mat2seq_hf.constraints import GrammarLogitsProcessor, sequence_log_probs
 from mat2seq_hf.errors import PromptError
-from mat2seq_hf.grammar import Grammar, Prompt
+from mat2seq_hf.grammar import Grammar
 from mat2seq_hf.presets import gpt2_config
 from mat2seq_hf.prompts import parse_formula
 from mat2seq_hf.vocabulary import BOS, EOS, PAD, TOKEN_IDS, TOKENS, tokenize
+from mat2seq_hf.wishes import Prompt
 
 BEGIN, END, PADDING = TOKEN_IDS[BOS], TOKEN_IDS[EOS], TOKEN_IDS[PAD]
 FORMULAS = ("BaTiO3", "Li2O", "C", "Fe3O4", "NaCl")

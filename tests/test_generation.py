@@ -18,9 +18,9 @@ from mat2seq_hf.errors import Mat2SeqError
 from mat2seq_hf.generation import SAMPLES, Asked, Job, merge, prompt_json, read_prompts, run_job, summary, write_cifs
 from mat2seq_hf.pipeline import CrystalGenerationPipeline
 from mat2seq_hf.presets import gpt2_config
-from mat2seq_hf.prompts import Prompt, make_plan
+from mat2seq_hf.prompts import make_plan
 from mat2seq_hf.tokenizer import build_tokenizer
-from mat2seq_hf.wishes import read_prompt
+from mat2seq_hf.wishes import Prompt, read_prompt
 
 FORMULAS = ("NaCl", "BaTiO3", "C", "Fe2O3", "LiF", "MgB2", "CuZn")
 ASKED = [Asked(f"p{number}", formula) for number, formula in enumerate(FORMULAS)]

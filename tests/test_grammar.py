@@ -13,11 +13,13 @@ from mat2seq_hf.canonical import CanonicalCrystal, canonicalize
 from mat2seq_hf.coordinates import Need, free_position, next_values
 from mat2seq_hf.errors import DecodeError, FormulaError, PromptError, SchemeMismatchError
 from mat2seq_hf.feasibility import can_extend, fits, next_letters, smallest_cell
-from mat2seq_hf.grammar import Grammar, Prompt, State
+from mat2seq_hf.grammar import Grammar
 from mat2seq_hf.operations import crystal_system, expand_orbit, points_per_primitive, polar_axes
 from mat2seq_hf.prompts import parse_formula
 from mat2seq_hf.sequence import parse_text
+from mat2seq_hf.state_kinds import State
 from mat2seq_hf.vocabulary import CRYSTAL_SYSTEMS, EOS, TOKEN_IDS, TOKENS, tokenize
+from mat2seq_hf.wishes import Prompt
 from mat2seq_hf.wyckoff import position_by_name, wyckoff_positions
 
 GRAMMAR = Grammar()

@@ -13,11 +13,12 @@ from mat2seq_hf import sampling
 from mat2seq_hf.canonical import CanonicalCrystal
 from mat2seq_hf.constraints import sequence_log_probs
 from mat2seq_hf.errors import PromptError
-from mat2seq_hf.grammar import Grammar, Prompt
+from mat2seq_hf.grammar import Grammar
 from mat2seq_hf.presets import gpt2_config
 from mat2seq_hf.sampling import SamplingSettings, draw_samples, row_keys
 from mat2seq_hf.tokenizer import text_of_tokens
 from mat2seq_hf.vocabulary import TOKENS
+from mat2seq_hf.wishes import Prompt
 
 PROMPTS = [
     *(Prompt("BaTiO3", max_atoms=10), Prompt("NaCl", space_group=225), Prompt("Li2O", max_atoms=12)),

@@ -11,12 +11,12 @@ from test_training import _model
 
 from mat2seq_hf.canonical import CanonicalCrystal, canonicalize
 from mat2seq_hf.grammar import Grammar
-from mat2seq_hf.prompts import Prompt
 from mat2seq_hf.tokenizer import text_of_tokens
 from mat2seq_hf.training.config import TrainConfig
 from mat2seq_hf.training.muon import Muon, parameter_groups
 from mat2seq_hf.training.variants import digit_spelling, draw_spelled, random_description, spell
 from mat2seq_hf.vocabulary import EOS, TOKEN_IDS, TOKENS, tokenize
+from mat2seq_hf.wishes import Prompt
 
 
 @pytest.mark.parametrize("number", [5, 9, 33, 62, 99, 141, 152, 167, 186, 198, 225])

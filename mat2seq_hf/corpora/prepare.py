@@ -35,7 +35,6 @@ __all__ = [
     "input_rows",
     "prepare",
     "prepare_rows",
-    "read_rows",
     "writing",
 ]
 

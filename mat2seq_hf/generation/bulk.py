@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from ..corpora.encode import write_table
 from ..errors import Mat2SeqError, PromptError
-from ..prompts import Prompt
 from ..sampling import MAX_SEED
+from ..wishes import Prompt
 from .loading import weights_fingerprint
 from .prompt_files import Asked, prompt_json
 from .schema import REJECTED_PROMPTS, SAMPLES

@@ -16,9 +16,9 @@ from typing import Any
 from ..corpora.rows import is_property
 from ..corpora.schema import needed_shards
 from ..errors import Mat2SeqError
-from ..prompts import Prompt, parse_formula, reduced
+from ..prompts import parse_formula, reduced
 from ..vocabulary import NUMERIC_FIELDS
-from ..wishes import WISHES
+from ..wishes import WISHES, Prompt
 
 __all__ = ["Asked", "prompt_json", "property_value", "read_prompts"]
 

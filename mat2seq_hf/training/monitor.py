@@ -12,10 +12,11 @@ import numpy as np
 
 from ..canonical import CanonicalCrystal
 from ..grammar import Grammar
-from ..prompts import Prompt, reduced
+from ..prompts import reduced
 from ..samples import describe_sample
 from ..sampling import SamplingSettings, draw_samples, row_keys
 from ..tokenizer import text_of_tokens
+from ..wishes import Prompt
 from .data import TokenCorpus
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from ..grid import COORDINATE_GRID
 from ..lattice import lattice_integers, lattice_vectors
 from ..normalizer import locate, settings
 from ..operations import group_operations, polar_axes
-from ..prompts import Prompt
 from ..sequence import Description, SiteDescription, format_text, parse_text
 from ..vocabulary import BOS, EOS, PAD, TOKEN_IDS, TOKENS
+from ..wishes import Prompt
 from ..wyckoff import LETTERS, WyckoffPosition, wyckoff_positions
 
 __all__ = ["digit_spelling", "draw_spelled", "random_description", "spell"]
