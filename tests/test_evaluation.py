@@ -25,9 +25,10 @@ from mat2seq_hf.evaluation.crystals import examine, examine_all
 from mat2seq_hf.evaluation.csp import CspSettings, any_of, evaluate_csp
 from mat2seq_hf.evaluation.denovo import DenovoSettings, evaluate_denovo
 from mat2seq_hf.evaluation.equivalents import random_equivalent
+from mat2seq_hf.evaluation.formulas import formula_of_cif, reduced_formula
 from mat2seq_hf.evaluation.literature import Compound, LiteratureSettings, evaluate_literature, read_compounds
 from mat2seq_hf.evaluation.matching import Matcher, ReducedCrystal
-from mat2seq_hf.evaluation.novelty import formula_of_cif, mark_unique, reduced_formula
+from mat2seq_hf.evaluation.novelty import mark_unique
 from mat2seq_hf.evaluation.report import compare_table, render_markdown
 from mat2seq_hf.evaluation.schema import clustered_mean, load_report, share
 from mat2seq_hf.evaluation.sources import Reference, SampleText, assign_prompts, read_references, read_samples

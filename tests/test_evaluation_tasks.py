@@ -27,13 +27,14 @@ from mat2seq_hf.evaluation.descriptions import METHODS, DescriptionSettings, eva
 from mat2seq_hf.evaluation.descriptors import describe
 from mat2seq_hf.evaluation.efficiency import EfficiencySettings, evaluate_efficiency
 from mat2seq_hf.evaluation.equivalents import random_equivalent
-from mat2seq_hf.evaluation.hull import Store, read_corpus_by_system
+from mat2seq_hf.evaluation.hull import read_corpus_by_system
 from mat2seq_hf.evaluation.judges import load_judge, train_judge
 from mat2seq_hf.evaluation.literature import LiteratureSettings
 from mat2seq_hf.evaluation.potential import load_calculator
 from mat2seq_hf.evaluation.schema import load_report
 from mat2seq_hf.evaluation.sources import Reference, SampleText
 from mat2seq_hf.evaluation.stability import StabilitySettings, evaluate_stability
+from mat2seq_hf.evaluation.store import Store
 from mat2seq_hf.publishing import save_model_folder
 from mat2seq_hf.registration import DEFAULT_MODEL
 

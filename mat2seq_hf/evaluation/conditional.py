@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from ..errors import Mat2SeqError
 from ..sequence import scheme_fingerprint
 from . import pool
-from .crystals import examine_all
-from .csp import kinds_of_reasons
-from .denovo import counts_of, uniqueness_and_novelty
+from .crystals import counts_of, examine_all, kinds_of_reasons
 from .judges import Judge, load_judge, train_judge
+from .novelty import uniqueness_and_novelty
 from .ranges import check_ranges
 from .schema import Figure, share
 from .sources import Reference, SampleText

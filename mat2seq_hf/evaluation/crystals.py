@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,16 @@ from .validity import charge_neutral
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-__all__ = ["Examined", "composition_prompt", "examine", "examine_all", "examine_references", "read_structure"]
+__all__ = [
+    "Examined",
+    "composition_prompt",
+    "counts_of",
+    "examine",
+    "examine_all",
+    "examine_references",
+    "kinds_of_reasons",
+    "read_structure",
+]
 
 _GRAMS = 1.66053907  # g/cm^3 of one atomic mass unit in a cubic angstrom
 _MIN_VOLUME = 0.1  # cubic angstrom, as in CDVAE
@@ -285,3 +295,27 @@ def examine_references(cifs: Sequence[str], **options: Any) -> list[Examined]:
             f"none of the {len(examined)} reference crystals can be read; the first: {examined[0].reason}"
         )
     return examined
+
+
+def counts_of(texts: Sequence[SampleText], samples: Sequence[Examined]) -> dict[str, int]:
+    """How many samples there are and what happened to them."""
+    reasons = [sample.reason or "" for sample in samples if not sample.readable]
+    return {
+        "samples": len(texts),
+        "unreadable": len(reasons),
+        "timeouts": sum(reason.startswith("timeout") for reason in reasons),
+        "crashes": sum(reason.startswith("crash") for reason in reasons),
+    }
+
+
+def kinds_of_reasons(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How often each kind of reason occurs, the most frequent first; particulars such as distances are cut off."""
+
+    def kind(reason: str) -> str:
+        if "angstrom apart" in reason:
+            return "two atoms within 0.5 angstrom"
+        if reason.endswith("is not charge-neutral"):
+            return "composition is not charge-neutral"
+        return ": ".join(reason.split(": ")[:2])[:120].splitlines()[0]
+
+    return dict(Counter(kind(row["reason"]) for row in rows if row["reason"]).most_common(30))

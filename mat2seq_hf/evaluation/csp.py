@@ -10,13 +10,13 @@ from itertools import chain
 from typing import Any
 
 from . import pool
-from .crystals import Examined, examine_all, examine_references
+from .crystals import Examined, examine_all, examine_references, kinds_of_reasons
 from .matching import Matcher, ReducedCrystal
 from .ranges import check_ranges
 from .schema import Figure, clustered_mean, mean, share
 from .sources import Reference, SampleText, assign_prompts
 
-__all__ = ["CspSettings", "any_of", "evaluate_csp", "kinds_of_reasons"]
+__all__ = ["CspSettings", "any_of", "evaluate_csp"]
 
 _Groups = dict[str, list[int]]
 
@@ -229,19 +229,6 @@ def _polymorphs(
     counts = {"polymorphs": len(shared), "polymorph_pairs": len(pairs)}
     failed = Counter(outcome.split(":", maxsplit=1)[0] for outcome in outcomes if outcome != "ok")
     return figures, counts | {f"polymorph_{kind}s": count for kind, count in failed.items()}
-
-
-def kinds_of_reasons(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How often each kind of reason occurs, the most frequent first; particulars such as distances are cut off."""
-
-    def kind(reason: str) -> str:
-        if "angstrom apart" in reason:
-            return "two atoms within 0.5 angstrom"
-        if reason.endswith("is not charge-neutral"):
-            return "composition is not charge-neutral"
-        return ": ".join(reason.split(": ")[:2])[:120].splitlines()[0]
-
-    return dict(Counter(kind(row["reason"]) for row in rows if row["reason"]).most_common(30))
 
 
 def _counts(

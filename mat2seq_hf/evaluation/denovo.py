@@ -11,14 +11,13 @@ from typing import Any
 from ..sequence import scheme_fingerprint
 from . import pool
 from .coverage import CoverageCutoffs, coverage
-from .crystals import Examined, examine_all, examine_references
-from .csp import kinds_of_reasons
-from .novelty import mark_novel, mark_unique, read_corpus
+from .crystals import Examined, counts_of, examine_all, examine_references, kinds_of_reasons
+from .novelty import uniqueness_and_novelty
 from .ranges import check_ranges
 from .schema import Figure, plain, share
 from .sources import Reference, SampleText
 
-__all__ = ["DenovoSettings", "Verdicts", "counts_of", "evaluate_denovo", "uniqueness_and_novelty"]
+__all__ = ["DenovoSettings", "evaluate_denovo"]
 
 
 @dataclass(frozen=True)
@@ -46,75 +45,6 @@ class DenovoSettings:
         check_ranges(
             self, above_0=["symprec", "structure_cutoff", "composition_cutoff", "timeout"], from_1=["processes"]
         )
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """Which samples are unique and novel, and how that was decided.
-
-    Attributes:
-        unique, novel: of each sample; novelty is None without a corpus.
-        outcomes: of each sample, ``"ok"`` or what became of a comparison that did not end, such as
-            ``"comparison: timeout"``.
-        counts: for the report.
-        notes: for the report.
-    """
-
-    unique: list[bool]
-    novel: list[bool | None]
-    outcomes: list[str]
-    counts: dict[str, int]
-    notes: list[str]
-
-
-def uniqueness_and_novelty(samples: Sequence[Examined], train: str | Path | None, **options: Any) -> Verdicts:
-    """Compare samples with each other and with a corpus.
-
-    Raises:
-        Mat2SeqError: see :func:`.novelty.read_corpus`.
-    """
-    formulas = {sample.formula for sample in samples if sample.formula is not None}
-    corpus = None if train is None else read_corpus(train, formulas, **options)  # first: what is wrong shows at once
-    unique = mark_unique(samples, **options)
-    cut_off = list(unique.cut_off)
-    counts: dict[str, int] = {}
-    novel: list[bool | None] = [None] * len(samples)
-    if corpus is None:
-        notes = ["No training corpus was given: novelty was not judged."]
-    else:
-        found = mark_novel(samples, corpus, **options)
-        novel = list(found.verdicts)
-        cut_off += found.cut_off
-        counts["unreadable_in_training_corpus"] = corpus.unreadable
-        size = f"{corpus.size - corpus.unreadable:,}"
-        notes = [f"Novelty is against {size} crystals of {corpus.name}: canonical sequence, then StructureMatcher."]
-        if corpus.unreadable:
-            notes.append(
-                f"{corpus.unreadable:,} crystals of {corpus.name} could not be read: samples that equal one of them "
-                "count as novel."
-            )
-    outcomes = ["ok"] * len(samples)
-    for place, kind in cut_off:
-        outcomes[place] = f"comparison: {kind}"
-    counts["comparison_timeouts"] = sum(kind == "timeout" for _, kind in cut_off)
-    counts["comparison_errors"] = len(cut_off) - counts["comparison_timeouts"]
-    if cut_off:
-        notes.append(
-            f"{len(cut_off):,} comparisons of two crystals did not end and count as no match, so that too many samples "
-            "may count as unique or novel; --timeout gives them more time."
-        )
-    return Verdicts(unique.verdicts, novel, outcomes, counts, notes)
-
-
-def counts_of(texts: Sequence[SampleText], samples: Sequence[Examined]) -> dict[str, int]:
-    """How many samples there are and what happened to them."""
-    reasons = [sample.reason or "" for sample in samples if not sample.readable]
-    return {
-        "samples": len(texts),
-        "unreadable": len(reasons),
-        "timeouts": sum(reason.startswith("timeout") for reason in reasons),
-        "crashes": sum(reason.startswith("crash") for reason in reasons),
-    }
 
 
 def evaluate_denovo(

@@ -11,8 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..generation.loading import load_pipeline
-from .crystals import Examined, composition_prompt, examine, read_structure
-from .csp import kinds_of_reasons
+from .crystals import Examined, composition_prompt, examine, kinds_of_reasons, read_structure
 from .ranges import check_ranges
 from .schema import Figure, mean, plain, share
 from .sources import Reference, SampleText

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from ..errors import Mat2SeqError
 from . import pool
 from .descriptors import describe_cif
-from .novelty import formula_of, reduced_formula
+from .formulas import formula_of, reduced_formula
 from .plugins import load_function
 from .schema import Figure, mean, share
 from .sources import Reference
+from .store import Store
 
 __all__ = ["Judge", "TrainedJudge", "load_judge", "train_judge"]
 
@@ -189,8 +190,6 @@ def train_judge(
 
 def _cached_features(kept: Sequence[Reference], cache: Path | None, options: dict[str, Any]) -> NDArray[np.float64]:
     """Descriptors of labelled crystals, kept in a file of numbers with a fingerprint of the texts."""
-    from .hull import Store
-
     fingerprint = Store.key(*(item.cif for item in kept))
     if cache is not None and cache.exists():
         try:

@@ -12,10 +12,9 @@ from typing import Any
 from ..corpora.sources import read_rows
 from ..errors import Mat2SeqError
 from . import pool
-from .crystals import Examined, examine, examine_all
-from .csp import kinds_of_reasons
+from .crystals import Examined, examine, examine_all, kinds_of_reasons
+from .formulas import reduced_formula
 from .matching import Matcher
-from .novelty import reduced_formula
 from .ranges import check_ranges
 from .schema import Figure, clustered_mean, plain, share
 from .sources import SampleText

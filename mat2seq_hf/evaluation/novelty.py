@@ -6,7 +6,6 @@ Equal canonical sequences are equal crystals; where sequences differ, StructureM
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -27,25 +26,22 @@ from ..errors import Mat2SeqError
 from ..sequence import scheme_fingerprint
 from . import pool
 from .crystals import Examined, read_structure
+from .formulas import formula_of_cif, reduced_formula
 from .matching import Matcher, ReducedCrystal, reduce_crystal
 
 __all__ = [
     "NOVELTY_MATCHER",
     "Corpus",
     "Marks",
-    "formula_of",
-    "formula_of_cif",
+    "Verdicts",
     "mark_novel",
     "mark_unique",
     "read_corpus",
-    "reduced_formula",
+    "uniqueness_and_novelty",
 ]
 
 #: StructureMatcher's own defaults.
 NOVELTY_MATCHER = Matcher(ltol=0.2, stol=0.3, angle_tol=5.0)
-
-_SUM = re.compile(r"^_chemical_formula_sum\s+(['\"]?)(?P<formula>[^'\"\n]+)\1\s*$", re.MULTILINE)
-_WORDS = re.compile(r"([A-Z][a-z]?\d*\s*)+")
 
 
 @dataclass(frozen=True)
@@ -65,32 +61,6 @@ class Corpus:
     unreadable: int
     texts: frozenset[str]
     crystals: Mapping[tuple[int, ...], Sequence[ReducedCrystal]]
-
-
-def reduced_formula(formula: str) -> str | None:
-    """Reduced formula of ``"Ba1 Ti1 O3"`` as pymatgen writes it, or None if it is none."""
-    from pymatgen.core import Composition
-
-    try:
-        return str(Composition(formula.replace(" ", "")).reduced_formula)
-    except ValueError:
-        return None
-
-
-def formula_of_cif(cif: str) -> str | None:
-    """The formula that a CIF states, such as ``"Ba1 Ti1 O3"``, without reading the rest."""
-    found = _SUM.search(cif)
-    return found["formula"].strip() if found and _WORDS.fullmatch(found["formula"].strip()) else None
-
-
-def formula_of(text: str) -> str | None:
-    """The formula that a CIF states, else that of the crystal; None for what is no crystal."""
-    if (stated := formula_of_cif(text)) is not None:
-        return stated
-    try:
-        return str(read_structure(text).composition.formula)
-    except Mat2SeqError:
-        return None
 
 
 class _Wanted:
@@ -289,3 +259,61 @@ def mark_novel(
             for place in rounds.matching([(place, others[turn], sample) for place, sample, others in waiting]):
                 novel[place] = False
     return Marks(novel, rounds.cut_off)
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Which samples are unique and novel, and how that was decided.
+
+    Attributes:
+        unique, novel: of each sample; novelty is None without a corpus.
+        outcomes: of each sample, ``"ok"`` or what became of a comparison that did not end, such as
+            ``"comparison: timeout"``.
+        counts: for the report.
+        notes: for the report.
+    """
+
+    unique: list[bool]
+    novel: list[bool | None]
+    outcomes: list[str]
+    counts: dict[str, int]
+    notes: list[str]
+
+
+def uniqueness_and_novelty(samples: Sequence[Examined], train: str | Path | None, **options: Any) -> Verdicts:
+    """Compare samples with each other and with a corpus.
+
+    Raises:
+        Mat2SeqError: see :func:`.novelty.read_corpus`.
+    """
+    formulas = {sample.formula for sample in samples if sample.formula is not None}
+    corpus = None if train is None else read_corpus(train, formulas, **options)  # first: what is wrong shows at once
+    unique = mark_unique(samples, **options)
+    cut_off = list(unique.cut_off)
+    counts: dict[str, int] = {}
+    novel: list[bool | None] = [None] * len(samples)
+    if corpus is None:
+        notes = ["No training corpus was given: novelty was not judged."]
+    else:
+        found = mark_novel(samples, corpus, **options)
+        novel = list(found.verdicts)
+        cut_off += found.cut_off
+        counts["unreadable_in_training_corpus"] = corpus.unreadable
+        size = f"{corpus.size - corpus.unreadable:,}"
+        notes = [f"Novelty is against {size} crystals of {corpus.name}: canonical sequence, then StructureMatcher."]
+        if corpus.unreadable:
+            notes.append(
+                f"{corpus.unreadable:,} crystals of {corpus.name} could not be read: samples that equal one of them "
+                "count as novel."
+            )
+    outcomes = ["ok"] * len(samples)
+    for place, kind in cut_off:
+        outcomes[place] = f"comparison: {kind}"
+    counts["comparison_timeouts"] = sum(kind == "timeout" for _, kind in cut_off)
+    counts["comparison_errors"] = len(cut_off) - counts["comparison_timeouts"]
+    if cut_off:
+        notes.append(
+            f"{len(cut_off):,} comparisons of two crystals did not end and count as no match, so that too many samples "
+            "may count as unique or novel; --timeout gives them more time."
+        )
+    return Verdicts(unique.verdicts, novel, outcomes, counts, notes)

@@ -11,15 +11,15 @@ from typing import Any
 
 from ..sequence import scheme_fingerprint
 from . import pool
-from .crystals import Examined, examine_all, read_structure
-from .csp import kinds_of_reasons
-from .denovo import Verdicts, counts_of, uniqueness_and_novelty
-from .hull import Hull, Store, read_corpus_by_system
+from .crystals import Examined, counts_of, examine_all, kinds_of_reasons, read_structure
+from .hull import Hull, read_corpus_by_system
 from .matching import Matcher
+from .novelty import Verdicts, uniqueness_and_novelty
 from .potential import CHGNET, RelaxSettings, load_calculator, potential_name, relax
 from .ranges import check_ranges
 from .schema import Figure, mean, share
 from .sources import SampleText
+from .store import Store
 
 __all__ = ["StabilitySettings", "evaluate_stability"]
 
