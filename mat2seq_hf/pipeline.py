@@ -26,7 +26,8 @@ from .grammar import Grammar
 from .prompts import prompt_for_model
 from .ranking import best_of
 from .samples import Sample, describe_sample, mark_duplicates
-from .sampling import Drawn, SamplingSettings, check_sampling, draw_samples, plain_settings, row_keys
+from .sampling import Drawn, draw_samples, row_keys
+from .sampling_settings import SamplingSettings, check_sampling, plain_settings
 from .vocabulary import BOS, EOS, TOKEN_IDS
 from .wishes import WISHES, Prompt, read_prompt
 

@@ -152,7 +152,8 @@ def batch(pipe: Any, prompts: list[Any], options: argparse.Namespace) -> None:
 
 def draw(pipe: Any, prompts: list[Any], seed: int, settings: dict[str, Any]) -> list[Any]:
     """One sample for each prompt by the loop of this package."""
-    from mat2seq_hf.sampling import SamplingSettings, draw_samples, row_keys
+    from mat2seq_hf.sampling import draw_samples, row_keys
+    from mat2seq_hf.sampling_settings import SamplingSettings
 
     keys = row_keys(seed, range(len(prompts)), [0] * len(prompts))
     return draw_samples(pipe.model, prompts, keys, SamplingSettings(**settings), grammar=pipe.grammar)

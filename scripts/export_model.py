@@ -72,7 +72,7 @@ def main() -> None:
     from mat2seq_hf.evaluation.schema import load_report
     from mat2seq_hf.publishing.cards import public_model, public_record, public_report, render_model_card
     from mat2seq_hf.publishing.folder import save_model_folder
-    from mat2seq_hf.sampling import check_sampling
+    from mat2seq_hf.sampling_settings import check_sampling
     from mat2seq_hf.training.checkpoints import weights_folder
 
     options = parse_arguments()

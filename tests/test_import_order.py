@@ -19,7 +19,8 @@ CORE = (
     *("cif_reading", "reduction", "cell", "symmetry", "normalizer"),
     *("forms", "fixed_point", "canonical", "cif", "coordinates"),
     *("feasibility", "wishes"),
-    *("prompts", "choices", "state_kinds", "states", "grammar", "automaton", "tokenizer", "constraints", "sampling"),
+    *("prompts", "choices", "state_kinds", "states", "grammar", "automaton"),
+    *("sampling_settings", "tokenizer", "constraints", "sampling"),
     *("presets", "samples", "ranking", "pipeline"),
 )
 #: Modules and folders that only the installed package needs, from the bottom up.

@@ -15,7 +15,8 @@ from mat2seq_hf.constraints import sequence_log_probs
 from mat2seq_hf.errors import PromptError
 from mat2seq_hf.grammar import Grammar
 from mat2seq_hf.presets import gpt2_config
-from mat2seq_hf.sampling import SamplingSettings, draw_samples, row_keys
+from mat2seq_hf.sampling import draw_samples, row_keys
+from mat2seq_hf.sampling_settings import SamplingSettings
 from mat2seq_hf.tokenizer import text_of_tokens
 from mat2seq_hf.vocabulary import TOKENS
 from mat2seq_hf.wishes import Prompt

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 from mat2seq_hf.corpora.schema import shard_paths
 from mat2seq_hf.errors import Mat2SeqError, SchemeMismatchError
 from mat2seq_hf.presets import gpt2_config
-from mat2seq_hf.sampling import SamplingSettings
+from mat2seq_hf.sampling_settings import SamplingSettings
 from mat2seq_hf.training.checkpoints import last_complete_checkpoint
 from mat2seq_hf.training.config import TrainConfig, parse_config
 from mat2seq_hf.training.data import Examples, load_corpus

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from ..corpora.encode import write_table
 from ..errors import Mat2SeqError, PromptError
-from ..sampling import MAX_SEED
+from ..sampling_settings import MAX_SEED
 from ..wishes import Prompt
 from .loading import weights_fingerprint
 from .prompt_files import Asked, prompt_json

@@ -14,7 +14,8 @@ from ..canonical import CanonicalCrystal
 from ..grammar import Grammar
 from ..prompts import reduced
 from ..samples import describe_sample
-from ..sampling import SamplingSettings, draw_samples, row_keys
+from ..sampling import draw_samples, row_keys
+from ..sampling_settings import SamplingSettings
 from ..tokenizer import text_of_tokens
 from ..wishes import Prompt
 from .data import TokenCorpus

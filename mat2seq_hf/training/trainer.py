@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerState, set_seed
 
 from ..errors import Mat2SeqError
-from ..sampling import SamplingSettings
+from ..sampling_settings import SamplingSettings
 from .checkpoints import (
     best_checkpoint,
     guarded_saving,

@@ -1,0 +1,83 @@
+"""How samples are drawn, and which settings are refused, without anything that draws them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from operator import index
+from typing import Any, SupportsIndex
+
+from .errors import PromptError
+
+__all__ = ["MAX_SEED", "SamplingSettings", "check_sampling", "plain_settings"]
+
+#: Times the prime by which the pipeline multiplies it, it still fits the 64 bits of torch.
+MAX_SEED = 2**43
+
+_IRRELEVANT = {  # to how plain sampling goes
+    *("num_return_sequences", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "transformers_version"),
+    *("_from_model_config", "return_dict_in_generate", "output_scores", "attention_mask", "mat2seq"),
+    "generation_config",  # its values are among the parameters
+}
+_PLAIN = {"temperature": float, "top_k": int, "top_p": float, "max_new_tokens": int}
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How tokens are drawn.
+
+    Attributes:
+        temperature: logits are divided by it.
+        top_k: only so many of the likeliest legal tokens; 0 for all.
+        top_p: only the likeliest legal tokens that together have this probability.
+        max_new_tokens: most tokens after the prompt, the end included; None for what the model can read.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_new_tokens: int | None = None
+
+
+def plain_settings(parameters: Mapping[str, Any]) -> SamplingSettings | None:
+    """Settings for plain sampling, or None where ``model.generate`` is needed.
+
+    Args:
+        parameters: generation parameters of the caller and of the model, together.
+
+    Raises:
+        PromptError: one of them is out of range, see :func:`check_sampling`.
+    """
+    others = {name for name, value in parameters.items() if value is not None and value is not False} - _IRRELEVANT
+    if not parameters.get("do_sample") or others - {*_PLAIN, "do_sample"}:
+        return None
+    check_sampling({name: parameters.get(name) for name in _PLAIN})  # a generation_config is checked nowhere else
+    given: dict[str, Any] = {name: _PLAIN[name](parameters[name]) for name in others - {"do_sample"}}
+    return SamplingSettings(**given)
+
+
+def check_sampling(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that sampling would trip over only after the model has begun.
+
+    Raises:
+        PromptError: seed, num_return_sequences, num_candidates, temperature, top_k, top_p or max_new_tokens is out of
+            range.
+    """
+    for name, low, high in (
+        ("seed", -MAX_SEED, MAX_SEED),
+        ("num_return_sequences", 1, sys.maxsize),
+        ("num_candidates", settings.get("num_return_sequences", 1), sys.maxsize),
+        ("top_k", 0, sys.maxsize),
+        ("max_new_tokens", 1, sys.maxsize),
+    ):
+        value = settings.get(name)
+        if value is not None and not (isinstance(value, SupportsIndex) and low <= index(value) <= high):
+            limits = f"of at least {low}" if high == sys.maxsize else f"from {low} to {high}"
+            raise PromptError(f"{name} must be a whole number {limits}, not {value!r}")
+    for name, least, most in (("temperature", 1e-3, 1e3), ("top_p", 1e-6, 1.0)):
+        value = settings.get(name)
+        if value is not None and not (isinstance(value, Real) and least <= float(value) <= most):
+            hint = "top_k=1 always takes the likeliest"
+            raise PromptError(f"{name} must be a number from {least:g} to {most:g}, not {value!r}; {hint}")
