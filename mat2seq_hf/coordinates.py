@@ -27,11 +27,11 @@ from .grid import COORDINATE_GRID
 from .operations import group_operations, polar_axes
 from .wyckoff import wyckoff_positions
 
-__all__ = ["FreePosition", "Need", "Values", "free_position", "has_room", "next_values", "orbit_points"]
+__all__ = ["FreePosition", "Need", "Point", "Values", "free_position", "has_room", "next_values", "orbit_points"]
 
 Point = tuple[int, ...]
-Given = dict[int, int]  # entries of a point that are known
-Binding = tuple[bool, bool]  # which conditions bind so far: after the last site, room for more
+_Given = dict[int, int]  # entries of a point that are known
+_Binding = tuple[bool, bool]  # which conditions bind so far: after the last site, room for more
 Integers = NDArray[np.int64]
 _NOTHING: frozenset[int] = frozenset()
 _TOP = COORDINATE_GRID - 1
@@ -149,7 +149,7 @@ class FreePosition:
         row, shift = self.rows[axis]
         return (sum(a * b for a, b in zip(row, point, strict=False)) + shift) % COORDINATE_GRID
 
-    def collapsed(self, index: int, given: Given) -> frozenset[int]:
+    def collapsed(self, index: int, given: _Given) -> frozenset[int]:
         """Values of entry ``index`` that, with the ``given`` entries, put the orbit on a point of higher symmetry."""
         known = tuple(sorted(given))
         if (index, known) not in self._selected:
@@ -245,7 +245,7 @@ class _Search:
         self.binding = (need.after is not None, need.trailing > 0)
         self.budget = 4 * len(position.systems) + len(need.taken)
 
-    def bad(self, index: int, given: Given) -> frozenset[int]:
+    def bad(self, index: int, given: _Given) -> frozenset[int]:
         """Values of an entry that are not open given the others: collapsed, or taken where it completes the point."""
         bad = self.position.collapsed(index, given)
         if self.need.taken and len(given) == self.last:
@@ -253,7 +253,7 @@ class _Search:
             return bad | taken if taken else bad
         return bad
 
-    def bounds(self, level: int, fixed: Given, binding: Binding) -> tuple[int, int]:
+    def bounds(self, level: int, fixed: _Given, binding: _Binding) -> tuple[int, int]:
         """Least and largest value of entry ``order[level]`` under the two conditions; the end points may be tight."""
         index = self.position.order[level]
         follows, crowded = binding
@@ -268,7 +268,7 @@ class _Search:
                 high -= 1
         return low, high
 
-    def allows(self, level: int, fixed: Given, binding: Binding, given: Given, value: int) -> bool:
+    def allows(self, level: int, fixed: _Given, binding: _Binding, given: _Given, value: int) -> bool:
         """Whether the entry ``order[level]`` can be ``value``."""
         low, high = self.bounds(level, fixed, binding)
         if not low <= value <= high:
@@ -279,7 +279,7 @@ class _Search:
         still = (binding[0] and value == low, binding[1] and value == high)
         return self.completes(level + 1, {**fixed, index: value}, still, {**given, index: value})
 
-    def completes(self, level: int, fixed: Given, binding: Binding, given: Given) -> bool:
+    def completes(self, level: int, fixed: _Given, binding: _Binding, given: _Given) -> bool:
         """Whether the entries from ``order[level]`` on, some of them ``given``, can fulfil the conditions."""
         if not any(binding):
             return True
@@ -288,18 +288,18 @@ class _Search:
             return self.allows(level, fixed, binding, given, given[index])
         return any(True for _ in self.witnesses(level, fixed, binding, given))
 
-    def witnesses(self, level: int, fixed: Given, binding: Binding, given: Given) -> Iterator[int]:
+    def witnesses(self, level: int, fixed: _Given, binding: _Binding, given: _Given) -> Iterator[int]:
         """Values of the entry ``order[level]``, which is not given, that let the point be completed."""
         low, high = self.bounds(level, fixed, binding)
         bad = self.bad(self.position.order[level], given)
         yield from (value for value in range(low + 1, high) if value not in bad)
         yield from (v for v in sorted({low, high}) if v not in bad and self.allows(level, fixed, binding, given, v))
 
-    def values(self, index: int, given: Given) -> Values:
+    def values(self, index: int, given: _Given) -> Values:
         """Values of entry ``index`` after which the point can be completed."""
         bad = self.bad(index, given)
         binding = self.binding
-        fixed: Given = {}
+        fixed: _Given = {}
         for level, current in enumerate(self.position.order):
             if not any(binding):
                 return Values(0, _TOP, bad)
@@ -315,7 +315,7 @@ class _Search:
             fixed[current] = given[current]
         raise AssertionError(f"entry {index} is already given")
 
-    def _by_witness(self, index: int, given: Given, other: int, witnesses: Iterable[int]) -> Values:
+    def _by_witness(self, index: int, given: _Given, other: int, witnesses: Iterable[int]) -> Values:
         """Values of entry ``index`` that go with at least one of a few possible values of the entry ``other``."""
         bad = self.bad(index, given)
         closed = set(range(COORDINATE_GRID)) - bad

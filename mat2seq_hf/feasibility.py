@@ -18,8 +18,8 @@ from .wyckoff import wyckoff_positions
 
 __all__ = ["can_extend", "fits", "next_letters", "smallest_cell", "trailing_sites"]
 
-Counts = tuple[int, ...]
-Vector = tuple[int, ...]
+_Counts = tuple[int, ...]
+_Vector = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class _Sizes:
     sizes: tuple[int, ...]
     is_free: tuple[bool, ...]
     fixed_sizes: tuple[int, ...]
-    all_fixed: Vector
+    all_fixed: _Vector
     free_sums: tuple[int, ...]
 
 
 @lru_cache(maxsize=1 << 16)
-def _unused(number: int, used: int, first: int) -> Vector:
+def _unused(number: int, used: int, first: int) -> _Vector:
     """Vector of the fixed positions from letter ``first`` on that are not in the bit set ``used``."""
     group = _sizes(number)
     counts = dict.fromkeys(group.fixed_sizes, 0)
@@ -82,7 +82,7 @@ def _sizes(number: int) -> _Sizes:
     return _Sizes(sizes, is_free, fixed_sizes, all_fixed, free_sums)
 
 
-def _selections(left: Vector, sizes: tuple[int, ...], count: int) -> Iterator[tuple[Vector, int]]:
+def _selections(left: _Vector, sizes: tuple[int, ...], count: int) -> Iterator[tuple[_Vector, int]]:
     """Every number of fixed positions of each size, at most ``left``, that hold ``n <= count`` atoms, with n."""
     if not left:
         yield (), 0
@@ -94,12 +94,12 @@ def _selections(left: Vector, sizes: tuple[int, ...], count: int) -> Iterator[tu
 
 
 @lru_cache(maxsize=1 << 18)
-def _placements(number: int, left: Vector, counts: Counts) -> frozenset[Vector]:
+def _placements(number: int, left: _Vector, counts: _Counts) -> frozenset[_Vector]:
     """Vectors of what can be left of the fixed positions once every element of ``counts`` is placed."""
     if not counts:
         return frozenset((left,))
     group = _sizes(number)
-    found: set[Vector] = set()
+    found: set[_Vector] = set()
     for taken, held in _selections(left, group.fixed_sizes, counts[0]):
         if group.free_sums[0] >> (counts[0] - held) & 1:
             remaining = tuple(a - b for a, b in zip(left, taken, strict=True))
@@ -108,7 +108,7 @@ def _placements(number: int, left: Vector, counts: Counts) -> frozenset[Vector]:
 
 
 @lru_cache(maxsize=1 << 18)
-def _fits(number: int, left: Vector, counts: Counts) -> bool:
+def _fits(number: int, left: _Vector, counts: _Counts) -> bool:
     if not counts:
         return True
     group = _sizes(number)
@@ -119,7 +119,7 @@ def _fits(number: int, left: Vector, counts: Counts) -> bool:
     )
 
 
-def fits(number: int, counts: Counts) -> bool:
+def fits(number: int, counts: _Counts) -> bool:
     """Whether a crystal of space group ``number`` can hold ``counts[i]`` atoms of the i-th element.
 
     Example:
@@ -130,7 +130,7 @@ def fits(number: int, counts: Counts) -> bool:
 
 
 @lru_cache(maxsize=1 << 16)
-def _most_orbits(number: int, left: Vector, atoms: int) -> int:
+def _most_orbits(number: int, left: _Vector, atoms: int) -> int:
     """The largest number of orbits that together hold exactly ``atoms`` atoms, -1 if none do."""
     group = _sizes(number)
     free = {size for size, is_free in zip(group.sizes, group.is_free, strict=True) if is_free}
@@ -147,7 +147,7 @@ def _most_orbits(number: int, left: Vector, atoms: int) -> int:
 
 
 @lru_cache(maxsize=1 << 16)
-def can_extend(number: int, counts: Counts, elements: int, low: int, high: int) -> bool:
+def can_extend(number: int, counts: _Counts, elements: int, low: int, high: int) -> bool:
     """Whether ``counts`` and at least ``elements`` more elements, of ``low`` to ``high`` atoms together, fit.
 
     Distinct elements need distinct orbits and further orbits can go to any of them, so the question for the elements
@@ -178,7 +178,7 @@ def smallest_cell(number: int, elements: int) -> int:
 
 
 @lru_cache(maxsize=1 << 18)
-def _completes(number: int, count: int, first: int, used: int, later: Counts) -> bool:
+def _completes(number: int, count: int, first: int, used: int, later: _Counts) -> bool:
     """Whether ``count`` more atoms go on letters from ``first`` on and the ``later`` elements on what is then left."""
     group = _sizes(number)
     here, everywhere = _unused(number, used, first), _unused(number, used, 0)
@@ -190,7 +190,7 @@ def _completes(number: int, count: int, first: int, used: int, later: Counts) ->
 
 
 @lru_cache(maxsize=1 << 18)
-def next_letters(number: int, count: int, first: int, used: int, later: Counts) -> tuple[int, ...]:
+def next_letters(number: int, count: int, first: int, used: int, later: _Counts) -> tuple[int, ...]:
     """Letters (as indices) that the next orbit of the current element can take so that the end stays in reach.
 
     Args:
@@ -217,7 +217,7 @@ def next_letters(number: int, count: int, first: int, used: int, later: Counts) 
 
 
 @lru_cache(maxsize=1 << 18)
-def trailing_sites(number: int, count: int, letter: int, used: int, later: Counts) -> int:
+def trailing_sites(number: int, count: int, letter: int, used: int, later: _Counts) -> int:
     """How many of the ``count`` atoms left must at least go on further orbits of the free position ``letter``.
 
     The result is a number of orbits. They have to stand in ascending order, so their coordinates need room.

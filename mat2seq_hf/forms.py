@@ -51,7 +51,7 @@ _MIDDLE = 0.02  # of a grid step: rounding boundaries lie nearer to the middle
 _SHIFTS = 1e11  # origins nearer than a part in so many are one: the error of floats, far below any grid
 
 # (rank of element, index of Wyckoff letter, coordinates with polar axes first)
-SiteKey = tuple[int, int, tuple[int, ...]]
+_SiteKey = tuple[int, int, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Form:
 
     number: int
     lattice: tuple[int, ...]
-    sites: tuple[SiteKey, ...]
+    sites: tuple[_SiteKey, ...]
     factor: int
 
     @property

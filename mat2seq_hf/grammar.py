@@ -30,7 +30,7 @@ def _sorted_set(key: Key) -> NDArray[np.int64]:
     return tokens
 
 
-class HasVocabulary(Protocol):
+class _HasVocabulary(Protocol):
     """Any tokenizer."""
 
     def get_vocab(self) -> Mapping[str, int]:
@@ -115,7 +115,7 @@ class Grammar:
                 raise DecodeError(f"token {place}: {error}") from None
         return state
 
-    def compile(self, tokenizer: HasVocabulary) -> Grammar:
+    def compile(self, tokenizer: _HasVocabulary) -> Grammar:
         """Check that a tokenizer numbers the tokens as the grammar does, and return the grammar.
 
         Raises:

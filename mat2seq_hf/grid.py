@@ -50,7 +50,6 @@ FRACTIONS: dict[int, str] = {
 _ROUNDING = 0.5 + math.sqrt(2.0) / 100.0
 
 _FRACTION_VALUES = {word: value for value, word in FRACTIONS.items()}
-_DECIMAL = re.compile(r"0\.\d{4}")
 _LENGTH = re.compile(r"[1-9]\d{0,2}\.\d{4}")
 _ANGLE = re.compile(r"[1-9]\d{0,2}\.\d{2}")
 

@@ -138,23 +138,24 @@ def crystal_system(number: int) -> str:
     return "cubic"
 
 
-def expand_orbit(number: int, point: Integers, grid: int = COORDINATE_GRID) -> Integers:
+def expand_orbit(number: int, point: Integers) -> Integers:
     """All images of a grid point in one conventional cell, exactly.
 
     Args:
         number: space group, 1 to 230.
-        point: coordinates in units of 1/grid, shape (3,); grid is a multiple of 24.
+        point: coordinates in units of 1/COORDINATE_GRID, shape (3,).
 
     Returns:
-        distinct points in units of 1/grid, 0 <= value < grid, shape (multiplicity, 3), in ascending order.
+        distinct points in the same units, 0 <= value < COORDINATE_GRID, shape (multiplicity, 3), in ascending order.
     """
-    return np.array(expand_orbits(number, np.array([point]), grid, primitive=False)[0], dtype=np.int64)
+    return np.array(expand_orbits(number, np.array([point]), COORDINATE_GRID, primitive=False)[0], dtype=np.int64)
 
 
 def expand_orbits(number: int, points: Integers, grid: int, primitive: bool) -> list[list[tuple[int, int, int]]]:
     """All images of each of several grid points, shape (k, 3), as :func:`expand_orbit` gives them.
 
     Args:
+        grid: points are in units of 1/grid; a multiple of 24.
         primitive: in one primitive cell and coordinates of the primitive basis; otherwise in the conventional cell.
     """
     if primitive:

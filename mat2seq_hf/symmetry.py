@@ -141,10 +141,10 @@ def _ask_moyopy(cell: Cell, tolerance: float) -> _Finding | None:
     return _Finding(found.number, found.std_linear, found.std_origin_shift, found.orbits, found.symprec)
 
 
-Detector = Callable[[Cell, float], _Finding | None]
+_Detector = Callable[[Cell, float], _Finding | None]
 
 #: Who decides within the tolerance; both know the 230 groups and differ only in what they count as near enough.
-DETECTORS: dict[str, Detector] = {"spglib": _ask_spglib, **({} if moyopy is None else {"moyopy": _ask_moyopy})}
+DETECTORS: dict[str, _Detector] = {"spglib": _ask_spglib, **({} if moyopy is None else {"moyopy": _ask_moyopy})}
 # Where symmetry is exact all detectors agree, and the fastest one is asked.
 _ask_fast = _ask_spglib if moyopy is None else _ask_moyopy
 
@@ -224,7 +224,7 @@ def symmetrize(cell: Cell, symprec: float, detector: str = "spglib") -> Standard
     return _symmetrize(cell, primitive_cell(cell, symprec), symprec, DETECTORS[detector])
 
 
-def _symmetrize(cell: Cell, primitive: Cell, symprec: float, ask: Detector) -> StandardCrystal:
+def _symmetrize(cell: Cell, primitive: Cell, symprec: float, ask: _Detector) -> StandardCrystal:
     tolerance = symprec
     for _ in range(_ATTEMPTS):
         found = ask(primitive, tolerance)

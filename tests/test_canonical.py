@@ -265,6 +265,14 @@ def test_detectors_agree_where_symmetry_is_exact(number: int) -> None:
 def test_an_unknown_detector_is_refused(crystals: dict[str, Structure]) -> None:
     with pytest.raises(CrystalError, match="detector 'guess' is none of spglib, moyopy"):
         canonicalize(crystals["NaCl"], detector="guess")
+    with pytest.raises(CrystalError, match="detector 'guess' is none of spglib, moyopy"):
+        canonicalize(crystals["NaCl"]).canonical(detector="guess")
+
+
+def test_a_text_settles_with_either_detector(crystals: dict[str, Structure]) -> None:
+    crystal = canonicalize(crystals["quartz"])
+    for detector in ("spglib", "moyopy"):
+        assert crystal.canonical(detector=detector) == crystal
 
 
 @pytest.mark.parametrize("number", [2, 6, 11, 14, 62, 82, 136, 167])

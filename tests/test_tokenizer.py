@@ -118,6 +118,16 @@ def test_decoded_structures_are_the_encoded_ones(
         assert decoded.composition == structure.get_primitive_structure().composition
 
 
+def test_the_conventional_cell_is_given_where_it_is_asked_for(
+    tokenizer: Mat2SeqTokenizer, crystals: dict[str, Structure]
+) -> None:
+    ids = tokenizer.encode(crystals["NaCl"])
+    cells = [tokenizer.decode_structure(ids), tokenizer.decode_structure(ids, primitive=False)]
+    assert [len(cell) for cell in cells] == [2, 8]
+    assert cells[1].lattice.parameters == pytest.approx((5.6402, 5.6402, 5.6402, 90, 90, 90))
+    assert canonicalize(cells[1]) == canonicalize(cells[0])
+
+
 def test_decoding_skips_what_stands_before_and_after(tokenizer: Mat2SeqTokenizer, texts: dict[str, str]) -> None:
     ids = tokenize(texts["NaCl"])
     expected = CanonicalCrystal.from_text(texts["NaCl"])

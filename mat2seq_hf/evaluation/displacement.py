@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mat2seq_hf.grid import ANGLE_UNIT, COORDINATE_GRID, LENGTH_UNIT
-from mat2seq_hf.reduction import minkowski_basis
-
+from ..grid import ANGLE_UNIT, COORDINATE_GRID, LENGTH_UNIT
+from ..reduction import minkowski_basis
 from .equivalents import Arrays
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-    from mat2seq_hf.canonical import CanonicalCrystal
+    from ..canonical import CanonicalCrystal
 
 __all__ = ["displacement_bound", "maximal_displacement", "superposition"]
 

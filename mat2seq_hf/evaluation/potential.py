@@ -17,7 +17,16 @@ from .plugins import load_function
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-__all__ = ["CHGNET", "RelaxSettings", "Relaxed", "load_calculator", "potential_name", "relax", "single_point"]
+__all__ = [
+    "CHGNET",
+    "RelaxSettings",
+    "Relaxed",
+    "load_calculator",
+    "potential_name",
+    "relax",
+    "single_point",
+    "single_points",
+]
 
 CHGNET = "chgnet"
 
@@ -109,11 +118,11 @@ def single_point(cif: str, calculator: str = CHGNET) -> float:
     return energy
 
 
-def single_points(cifs: Sequence[str], batch_size: int = 16) -> list[float]:
+def single_points(cifs: Sequence[str]) -> list[float]:
     """CHGNet's energies (eV/atom) of many crystals, in batches, for a GPU."""
     model = load_calculator(CHGNET).model
     structures = [read_structure(cif).get_primitive_structure(tolerance=1e-3) for cif in cifs]
-    results = model.predict_structure(structures, task="e", batch_size=batch_size)
+    results = model.predict_structure(structures, task="e", batch_size=16)
     energies = [float(result["e"]) for result in (results if isinstance(results, list) else [results])]
     if not np.isfinite(energies).all():
         raise Mat2SeqError("an energy is not finite")

@@ -26,13 +26,13 @@ __all__ = ["Muon", "orthogonalize", "parameter_groups"]
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: singular values end between 0.7 and 1.2
 
 
-def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrix: Tensor) -> Tensor:
     """A matrix of the same shape and singular vectors whose singular values are near 1 (0.7 to 1.2)."""
     a, b, c = _QUINTIC
     x: Tensor
     wide = matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
     x = wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
+    for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * (gram @ gram)) @ x
     return x if wide is matrix else x.mT

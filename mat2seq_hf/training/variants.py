@@ -25,7 +25,7 @@ from ..wyckoff import LETTERS, WyckoffPosition, wyckoff_positions
 __all__ = ["digit_spelling", "draw_spelled", "random_description", "spell"]
 
 Integers = NDArray[np.int64]
-Spelling = Mapping[int, tuple[int, ...]]
+_Spelling = Mapping[int, tuple[int, ...]]
 
 # Marks that the vocabulary keeps for later stand for "." and "0." where digits are single tokens.
 _POINT, _ZERO_POINT = TOKEN_IDS["property_1="], TOKEN_IDS["property_2="]
@@ -104,7 +104,7 @@ def digit_spelling() -> dict[int, tuple[int, ...]]:
     return spelling
 
 
-def spell(ids: Sequence[int], spelling: Spelling) -> list[int]:
+def spell(ids: Sequence[int], spelling: _Spelling) -> list[int]:
     """A sequence with each token spelled out.
 
     Example:
@@ -117,7 +117,7 @@ def spell(ids: Sequence[int], spelling: Spelling) -> list[int]:
 class _Row:
     """One sequence that is being drawn: where the grammar is, what is to be written without asking, what is begun."""
 
-    def __init__(self, prompt: Prompt, grammar: Grammar, spelling: Spelling) -> None:
+    def __init__(self, prompt: Prompt, grammar: Grammar, spelling: _Spelling) -> None:
         self.grammar, self.spelling = grammar, spelling
         self.state = grammar.initial(prompt)
         self.tokens: list[int] = []
@@ -154,7 +154,7 @@ class _Row:
 
 @torch.inference_mode()
 def draw_spelled(
-    model: PreTrainedModel, prompts: Sequence[Prompt], spelling: Spelling, temperature: float, seed: int
+    model: PreTrainedModel, prompts: Sequence[Prompt], spelling: _Spelling, temperature: float, seed: int
 ) -> list[list[int]]:
     """A sample for each prompt from a model whose tokens are spelled out, under the grammar.
 
