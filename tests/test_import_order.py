@@ -29,7 +29,7 @@ ABOVE = (
     *("commands", "cli"),
 )
 #: Entry points: they may import everything and nothing imports them.
-TOP = ("__init__", "__main__")
+TOP = ("__init__",)
 RANK = {name: rank for rank, name in enumerate((*CORE, *ABOVE, *TOP))}
 HEAVY = {"torch", "transformers"}
 
@@ -102,6 +102,21 @@ def test_every_import_points_down_the_order() -> None:
         problem for module in modules for problem in problems(module.relative_to(ROOT).as_posix(), module.read_text())
     ]
     assert not found, "\n" + "\n".join(found)
+
+
+def test_every_name_of_the_order_is_a_module_or_a_folder() -> None:
+    missing = [
+        name for name in (*CORE, *ABOVE, *TOP) if not ((ROOT / f"{name}.py").is_file() or (ROOT / name).is_dir())
+    ]
+    assert not missing
+
+
+def test_the_order_is_the_one_that_contributors_read() -> None:
+    text = (ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    lines = text.partition("## The order of modules")[2].partition("\n## ")[0].splitlines()
+    listed = [name for line in lines if line.startswith("    ") for name in line.replace("·", " ").split()]
+    assert [name.rstrip("/") for name in listed] == [*CORE, *ABOVE]
+    assert [name for name in listed if name.endswith("/")] == [f"{n}/" for n in ABOVE if (ROOT / n).is_dir()]
 
 
 @pytest.mark.parametrize(
