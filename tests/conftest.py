@@ -13,6 +13,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -86,3 +87,11 @@ def build_crystals() -> dict[str, Structure]:
 def crystals() -> dict[str, Structure]:
     """The crystals of :func:`build_crystals`; tests must not change them."""
     return build_crystals()
+
+
+@pytest.fixture
+def run_arguments(tmp_path: Path) -> list[str]:
+    """Arguments of a small run with dropout, of 40 steps in 3 and a bit epochs."""
+    from runs import small_run  # not before it is needed: it takes seconds
+
+    return small_run(tmp_path, 60, 0.1, max_steps=40, save_steps=4, eval_steps=4, logging_steps=4)

@@ -60,3 +60,8 @@ def random_crystal(
         if distances.min() > apart:
             return structure
     raise AssertionError(f"no crystal of {SYMBOLS[number - 1]} without overlaps was found")
+
+
+def cif_of(structure: Structure) -> str:
+    """The text that pymatgen writes."""
+    return str(structure.to(fmt="cif"))

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
+from synthetic import cif_of
 
 from mat2seq_hf.cli import main
 from mat2seq_hf.corpora.prepare import prepare
@@ -37,10 +38,6 @@ from mat2seq_hf.evaluation.validity import smact_installed
 Capture = pytest.CaptureFixture[str]
 
 QUIET = CspSettings(progress=False)
-
-
-def cif_of(structure: Structure) -> str:
-    return str(structure.to(fmt="cif"))
 
 
 def sample(prompt: str, index: int, cif: str | None) -> SampleText:

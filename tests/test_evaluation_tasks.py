@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from pymatgen.core import Lattice, Structure
+from synthetic import cif_of
 from transformers import GPT2LMHeadModel
 
 from mat2seq_hf import build_tokenizer, gpt2_config
@@ -41,10 +42,6 @@ from mat2seq_hf.registration import DEFAULT_MODEL
 pytest.importorskip("ase")
 
 EMT = StabilitySettings("ase.calculators.emt:EMT", progress=False)
-
-
-def cif_of(structure: Structure) -> str:
-    return str(structure.to(fmt="cif"))
 
 
 def texts_of(structures: Sequence[Structure | None]) -> list[SampleText]:

@@ -12,16 +12,13 @@ from types import ModuleType
 
 import pytest
 import torch
-from test_prefixes import write as write_crystals
-from test_training import SCRIPT, _model, run_arguments
+from runs import SCRIPT, small_model, write_crystals
 from transformers import AutoModelForCausalLM
 
 from mat2seq_hf.errors import Mat2SeqError
 from mat2seq_hf.training.checkpoints import last_complete_checkpoint, weights_folder
 from mat2seq_hf.training.config import parse_config
 from mat2seq_hf.training.trainer import train
-
-__all__ = ["run_arguments"]
 
 LEASE = SCRIPT.with_name("train_and_sample.py")
 
@@ -123,7 +120,7 @@ def test_a_lease_in_parts_leaves_one_model_with_all_its_samples(tmp_path: Path) 
     prepared.mkdir()
     for split in ("train", "val", "test"):
         write_crystals(prepared / split)
-    _model().save_pretrained(tmp_path / "start")
+    small_model().save_pretrained(tmp_path / "start")
     command = [sys.executable, str(LEASE), "--recipe=mp_20_tiny", f"--prepared={prepared}", f"--runs={run.parent}"]
     command += [f"--output={tmp_path / 'out'}", "--prompts=2", "--rows=4"]
     more = [

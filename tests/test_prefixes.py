@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
+from runs import TEXTS, write_crystals
 from transformers import GPT2LMHeadModel
 
-from mat2seq_hf.corpora.schema import METADATA_KEY
 from mat2seq_hf.errors import Mat2SeqError
 from mat2seq_hf.presets import gpt2_config
 from mat2seq_hf.sequence import scheme_fingerprint
@@ -20,32 +17,9 @@ from mat2seq_hf.training.data import IGNORED, Examples, MicroBatches, TokenCorpu
 from mat2seq_hf.training.metrics import bits_per_structure
 from mat2seq_hf.training.packing import BatchPlan
 from mat2seq_hf.training.prefixes import PrefixDraw
-from mat2seq_hf.vocabulary import BOS, EOS, PAD, TOKEN_IDS, TOKENS, tokenize
+from mat2seq_hf.vocabulary import BOS, PAD, TOKEN_IDS, TOKENS, tokenize
 
-TEXTS = (
-    "Na1 Cl1 [Fm-3m] 5.6402 5.6402 5.6402 90 90 90 Na 4a 0 0 0 Cl 4b 1/2 1/2 1/2",
-    "Cs1 Cl1 [Pm-3m] 4.1200 4.1200 4.1200 90 90 90 Cs 1a 0 0 0 Cl 1b 1/2 1/2 1/2",
-    "C2 [Fd-3m] 3.5670 3.5670 3.5670 90 90 90 C 8a 1/8 1/8 1/8",
-)
-GAPS: tuple[float | None, ...] = (5.0, None, 5.474)
 FIELDS = ["band_gap", "space_group", "crystal_system", "elements", "n_atoms"]
-
-
-def write(folder: Path, gaps: tuple[float | None, ...] = GAPS) -> Path:
-    folder.mkdir()
-    ids = [[TOKEN_IDS[BOS], *tokenize(text), TOKEN_IDS[EOS]] for text in TEXTS]
-    prompts = [1 + len(tokenize(text.split(" [")[0])) for text in TEXTS]
-    table = pa.table(
-        {
-            "id": [str(number) for number in range(len(TEXTS))],
-            "text": list(TEXTS),
-            "input_ids": pa.array(ids, type=pa.list_(pa.int16())),
-            "prompt_length": pa.array(prompts, type=pa.int16()),
-            "properties": [json.dumps({"band_gap": gap}) for gap in gaps],
-        }
-    ).replace_schema_metadata({METADATA_KEY: json.dumps({"scheme": scheme_fingerprint()})})
-    pq.write_table(table, folder / "part-00000.parquet")
-    return folder
 
 
 def load(folder: Path, fields: list[str] | None = None) -> TokenCorpus:
@@ -57,7 +31,7 @@ def words(ids: list[int]) -> str:
 
 
 def test_all_fields_stand_in_front_in_the_order_of_the_vocabulary(tmp_path: Path) -> None:
-    corpus = load(write(tmp_path / "data"), FIELDS)
+    corpus = load(write_crystals(tmp_path / "data"), FIELDS)
     examples = Examples(corpus, PrefixDraw(corpus.fields, 0.0, seed=0))
     found = [words(examples.example(index)[0]) for index in range(3)]
     assert found[0].startswith(
@@ -77,7 +51,7 @@ def test_all_fields_stand_in_front_in_the_order_of_the_vocabulary(tmp_path: Path
 def test_the_dropout_is_the_share_of_crystals_without_any_field(
     tmp_path: Path, fields: list[str], dropout: float
 ) -> None:
-    corpus = load(write(tmp_path / "data"), fields)
+    corpus = load(write_crystals(tmp_path / "data"), fields)
     draw = PrefixDraw(corpus.fields, dropout, seed=3)
     shown = [words(draw.ids(0, epoch)) for epoch in range(2000)]
     assert shown.count("") / len(shown) == pytest.approx(dropout, abs=0.04)
@@ -87,7 +61,7 @@ def test_the_dropout_is_the_share_of_crystals_without_any_field(
 
 
 def test_each_crystal_shows_each_subset_of_its_fields_and_often_none(tmp_path: Path) -> None:
-    corpus = load(write(tmp_path / "data"), ["band_gap", "space_group"])
+    corpus = load(write_crystals(tmp_path / "data"), ["band_gap", "space_group"])
     draw = PrefixDraw(corpus.fields, 0.5, seed=1)
     shown = [words(draw.ids(0, epoch)) for epoch in range(800)]
     assert set(shown) == {
@@ -103,7 +77,7 @@ def test_each_crystal_shows_each_subset_of_its_fields_and_often_none(tmp_path: P
 
 
 def test_with_a_loss_on_everything_only_the_first_token_has_none(tmp_path: Path) -> None:
-    corpus = load(write(tmp_path / "data"), ["band_gap"])
+    corpus = load(write_crystals(tmp_path / "data"), ["band_gap"])
     examples = Examples(corpus, PrefixDraw(corpus.fields, 0.0, seed=0), "everything")
     batch = make_batch(examples, [[0, 2], [1]], row_length=80)
     kept = batch["labels"] != IGNORED
@@ -114,7 +88,7 @@ def test_with_a_loss_on_everything_only_the_first_token_has_none(tmp_path: Path)
 
 @pytest.mark.parametrize("loss_on", ["all", "completion"])
 def test_what_is_given_has_no_loss_and_all_else_has(tmp_path: Path, loss_on: str) -> None:
-    corpus = load(write(tmp_path / "data"), ["band_gap"])
+    corpus = load(write_crystals(tmp_path / "data"), ["band_gap"])
     examples = Examples(corpus, PrefixDraw(corpus.fields, 0.0, seed=0), loss_on)
     batch = make_batch(examples, [[0, 2], [1]], row_length=80)
     kept = batch["labels"] != IGNORED
@@ -131,7 +105,7 @@ def test_what_is_given_has_no_loss_and_all_else_has(tmp_path: Path, loss_on: str
 
 
 def test_packed_crystals_with_fields_have_the_losses_of_single_ones(tmp_path: Path) -> None:
-    corpus = load(write(tmp_path / "data"), FIELDS)
+    corpus = load(write_crystals(tmp_path / "data"), FIELDS)
     torch.manual_seed(0)
     model = GPT2LMHeadModel(gpt2_config("tiny", dropout=0.0, n_embd=32, n_layer=2, n_head=2, n_positions=128)).eval()
     examples = Examples(corpus, PrefixDraw(corpus.fields, 0.0, seed=0))
@@ -144,7 +118,7 @@ def test_packed_crystals_with_fields_have_the_losses_of_single_ones(tmp_path: Pa
 
 
 def test_an_epoch_with_fields_repeats_and_the_next_one_differs(tmp_path: Path) -> None:
-    corpus = load(write(tmp_path / "data"), FIELDS)
+    corpus = load(write_crystals(tmp_path / "data"), FIELDS)
     examples = Examples(corpus, PrefixDraw(corpus.fields, 0.3, seed=0))
     plan = BatchPlan(examples.lengths, batch_tokens=256, row_length=128)
     batches = MicroBatches(examples, plan)
@@ -157,7 +131,7 @@ def test_an_epoch_with_fields_repeats_and_the_next_one_differs(tmp_path: Path) -
 
 
 def test_crystals_that_are_too_long_with_their_fields_are_left_out_whole(tmp_path: Path) -> None:
-    folder = write(tmp_path / "data")
+    folder = write_crystals(tmp_path / "data")
     whole = load(folder, FIELDS)
     lengths = Examples(whole, PrefixDraw(whole.fields, 0.0, 0)).lengths
     limit = int(lengths.min())
@@ -168,7 +142,7 @@ def test_crystals_that_are_too_long_with_their_fields_are_left_out_whole(tmp_pat
 
 
 def test_bad_fields_are_refused_with_a_reason(tmp_path: Path) -> None:
-    folder = write(tmp_path / "data", (None, None, None))
+    folder = write_crystals(tmp_path / "data", (None, None, None))
     with pytest.raises(Mat2SeqError, match=r"no crystal of .* has a number 'band_gap'"):
         load(folder, ["band_gap"])
     with pytest.raises(Mat2SeqError, match="no prefix field colour"):

@@ -10,16 +10,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
+from runs import SCHEME, SCRIPT, random_sequences, small_corpus, small_model, write_sequences
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
-from mat2seq_hf.corpora.schema import METADATA_KEY
 from mat2seq_hf.errors import Mat2SeqError, SchemeMismatchError
-from mat2seq_hf.presets import gpt2_config, llama_config
 from mat2seq_hf.sequence import scheme_fingerprint
 from mat2seq_hf.training.checkpoints import last_complete_checkpoint
 from mat2seq_hf.training.config import parse_config
@@ -31,47 +28,12 @@ from mat2seq_hf.training.schedule import TimeBudgetSchedule
 from mat2seq_hf.training.trainer import train
 from mat2seq_hf.vocabulary import TOKENS
 
-SCHEME = scheme_fingerprint()
-SCRIPT = Path(__file__).parent.parent / "scripts" / "train.py"
-
-
-def _sequences(count: int, seed: int = 0) -> list[list[int]]:
-    generator = np.random.default_rng(seed)
-    return [[1, *generator.integers(20, 60, generator.integers(5, 40)).tolist(), 2] for _ in range(count)]
-
-
-def _corpus(count: int = 40, seed: int = 0) -> TokenCorpus:
-    sequences = _sequences(count, seed)
-    offsets = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
-    return TokenCorpus(np.concatenate(sequences).astype(np.int16), offsets, SCHEME)
-
-
-def _write_corpus(folder: Path, sequences: list[list[int]], scheme: str = SCHEME) -> Path:
-    folder.mkdir(parents=True)
-    table = pa.table({"input_ids": pa.array(sequences, type=pa.list_(pa.int16()))})
-    table = table.replace_schema_metadata({METADATA_KEY: json.dumps({"scheme": scheme})})
-    pq.write_table(table, folder / "part-00000.parquet")
-    return folder
-
-
-def _model(model_type: str = "gpt2", dropout: float = 0.0) -> PreTrainedModel:
-    torch.manual_seed(0)
-    config: PretrainedConfig
-    if model_type == "llama":
-        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-        config = llama_config("tiny", max_position_embeddings=64, **shape)
-    else:
-        config = gpt2_config("tiny", dropout=dropout, n_embd=32, n_layer=2, n_head=2, n_positions=64)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    return model
-
-
 # --- batching -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batching", ["bucketed", "packed"])
 def test_every_epoch_holds_every_crystal_once_in_batches_of_the_same_shapes(batching: str) -> None:
-    lengths = _corpus(200).lengths
+    lengths = small_corpus(200).lengths
     plan = BatchPlan(lengths, batch_tokens=128, batching=batching, row_length=64)
     shapes = []
     for number in range(3):
@@ -84,10 +46,10 @@ def test_every_epoch_holds_every_crystal_once_in_batches_of_the_same_shapes(batc
 
 
 def test_epochs_differ_and_the_same_epoch_repeats() -> None:
-    plan = BatchPlan(_corpus(100).lengths, batch_tokens=128)
+    plan = BatchPlan(small_corpus(100).lengths, batch_tokens=128)
     assert plan.epoch(0) != plan.epoch(1)
-    assert plan.epoch(1) == BatchPlan(_corpus(100).lengths, batch_tokens=128).epoch(1)
-    assert plan.epoch(1) != BatchPlan(_corpus(100).lengths, batch_tokens=128, seed=1).epoch(1)
+    assert plan.epoch(1) == BatchPlan(small_corpus(100).lengths, batch_tokens=128).epoch(1)
+    assert plan.epoch(1) != BatchPlan(small_corpus(100).lengths, batch_tokens=128, seed=1).epoch(1)
 
 
 def test_packed_rows_are_nearly_full() -> None:
@@ -102,7 +64,7 @@ def test_a_crystal_longer_than_a_row_is_an_error_and_not_cut() -> None:
 
 
 def test_no_crystal_is_cut_and_only_its_first_token_has_no_label() -> None:
-    corpus = _corpus(30)
+    corpus = small_corpus(30)
     batch = make_batch(corpus, [[0, 1], [2]], row_length=96)
     for row, crystals in ((0, [0, 1]), (1, [2])):
         start = 0
@@ -121,7 +83,7 @@ def test_no_crystal_is_cut_and_only_its_first_token_has_no_label() -> None:
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])
 @pytest.mark.parametrize("batching", ["bucketed", "packed"])
 def test_the_loss_of_a_batch_equals_the_loss_of_its_crystals_one_by_one(batching: str, model_type: str) -> None:
-    corpus, model = _corpus(40), _model(model_type)
+    corpus, model = small_corpus(40), small_model(model_type)
     row_length = 64 if batching == "packed" else None
     plan = BatchPlan(corpus.lengths, batch_tokens=256, batching=batching, row_length=64)
     alone = bits_per_structure(model, corpus, batch_tokens=1) * np.log(2)
@@ -133,7 +95,7 @@ def test_the_loss_of_a_batch_equals_the_loss_of_its_crystals_one_by_one(batching
 
 
 def test_a_uniform_model_needs_log2_of_the_vocabulary_for_each_token() -> None:
-    corpus, model = _corpus(5), _model()
+    corpus, model = small_corpus(5), small_model()
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()
     assert bits_per_structure(model, corpus) == pytest.approx((corpus.lengths - 1) * np.log2(len(TOKENS)), rel=1e-5)
@@ -146,33 +108,6 @@ def test_the_unigram_model_is_the_entropy_of_the_token_frequencies() -> None:
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
-
-
-def _small_run(folder: Path, crystals: int, dropout: float, **options: object) -> list[str]:
-    """Write models and corpora into a folder; the arguments of a run with them."""
-    _model("gpt2", dropout).save_pretrained(folder / "start")
-    _model("llama").save_pretrained(folder / "start_llama")
-    _write_corpus(folder / "train", _sequences(crystals))
-    _write_corpus(folder / "val", _sequences(10, seed=1))
-    options = {
-        "init_from": folder / "start",
-        "train_data": folder / "train",
-        "eval_data": folder / "val",
-        "row_length": 64,
-        "batch_tokens": 64,
-        "gradient_accumulation_steps": 2,
-        "cpu_threads": 1,
-        "report_to": "none",
-        "dropout": dropout,
-        **options,
-    }
-    return ["--use_cpu", "--disable_tqdm=true", *(f"--{name}={value}" for name, value in options.items())]
-
-
-@pytest.fixture
-def run_arguments(tmp_path: Path) -> list[str]:
-    """Arguments of a small run with dropout, of 40 steps in 3 and a bit epochs."""
-    return _small_run(tmp_path, 60, 0.1, max_steps=40, save_steps=4, eval_steps=4, logging_steps=4)
 
 
 @pytest.mark.parametrize(("optimizer", "start"), [("adamw", "start"), ("muon", "start_llama")])
@@ -263,7 +198,7 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
 
 def test_a_corpus_of_another_scheme_is_refused_naming_both(tmp_path: Path) -> None:
     other = scheme_fingerprint(0.1)
-    _write_corpus(tmp_path / "train", _sequences(3), scheme=other)
+    write_sequences(tmp_path / "train", random_sequences(3), scheme=other)
     with pytest.raises(SchemeMismatchError) as caught:
         load_corpus(tmp_path / "train", max_length=64, scheme=SCHEME)
     assert other in str(caught.value)
@@ -280,8 +215,8 @@ def test_an_initial_model_of_another_scheme_is_refused(run_arguments: list[str],
 
 
 def test_too_long_crystals_are_left_out_whole_and_counted(tmp_path: Path) -> None:
-    sequences = _sequences(20)
-    folder = _write_corpus(tmp_path / "train", sequences)
+    sequences = random_sequences(20)
+    folder = write_sequences(tmp_path / "train", sequences)
     corpus = load_corpus(folder, max_length=20, scheme=SCHEME)
     kept = [sequence for sequence in sequences if len(sequence) <= 20]
     assert [corpus[i].tolist() for i in range(len(corpus))] == kept
@@ -290,7 +225,7 @@ def test_too_long_crystals_are_left_out_whole_and_counted(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("sequences", [[], [[1, 30, 2]] * 2])
 def test_a_corpus_without_a_usable_crystal_is_an_error(tmp_path: Path, sequences: list[list[int]]) -> None:
-    folder = _write_corpus(tmp_path / "train", sequences)
+    folder = write_sequences(tmp_path / "train", sequences)
     with pytest.raises(Mat2SeqError, match="no crystal of at most 2 tokens"):
         load_corpus(folder, max_length=2, scheme=SCHEME)
 
@@ -298,7 +233,7 @@ def test_a_corpus_without_a_usable_crystal_is_an_error(tmp_path: Path, sequences
 def test_an_empty_folder_and_unknown_token_ids_are_errors(tmp_path: Path) -> None:
     with pytest.raises(Mat2SeqError, match="no part-"):
         load_corpus(tmp_path, max_length=64, scheme=SCHEME)
-    folder = _write_corpus(tmp_path / "train", [[1, len(TOKENS), 2]])
+    folder = write_sequences(tmp_path / "train", [[1, len(TOKENS), 2]])
     with pytest.raises(Mat2SeqError, match="the vocabulary has"):
         load_corpus(folder, max_length=64, scheme=SCHEME)
 

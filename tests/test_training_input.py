@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 import torch
 from pymatgen.core import Structure
+from runs import SCHEME, TEXTS, random_sequences, small_model, write_crystals, write_sequences
 from safetensors.torch import save_file
-from test_prefixes import TEXTS
-from test_prefixes import write as write_crystals
-from test_training import SCHEME, _model, _sequences, _write_corpus, run_arguments
 from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 
 from mat2seq_hf.corpora.schema import shard_paths
@@ -31,8 +29,6 @@ from mat2seq_hf.training.sources import load_data
 from mat2seq_hf.training.streaming import StreamedBatches, group_shards
 from mat2seq_hf.training.trainer import train
 from mat2seq_hf.vocabulary import BOS, EOS, TOKEN_IDS, TOKENS, tokenize
-
-__all__ = ["run_arguments"]
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
@@ -98,9 +94,9 @@ def test_a_run_goes_on_with_the_data_weights_and_settings_it_began_with(
     arguments += ["--max_steps=4"]
     train(parse_config(arguments))
     before = _bytes(tmp_path / "run")
-    other = _write_corpus(tmp_path / "other", _sequences(60, seed=2))
+    other = write_sequences(tmp_path / "other", random_sequences(60, seed=2))
     _saved(tmp_path / "shallow")
-    weights = _model()
+    weights = small_model()
     torch.nn.init.zeros_(weights.get_input_embeddings().weight)  # type: ignore[arg-type]
     weights.save_pretrained(tmp_path / "zeros")
     for option, difference in (
@@ -255,7 +251,7 @@ def test_a_corpus_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 no parquet", b"\x00" * 100])
 def test_a_broken_shard_is_named(tmp_path: Path, content: bytes) -> None:
-    folder = _write_corpus(tmp_path / "train", _sequences(3))
+    folder = write_sequences(tmp_path / "train", random_sequences(3))
     (folder / "part-00001.parquet").write_bytes(content)
     with pytest.raises(Mat2SeqError, match=r"part-00001\.parquet cannot be read"):
         load_corpus(folder, max_length=64, scheme=SCHEME)
@@ -287,7 +283,7 @@ def test_the_first_process_of_a_second_machine_waits_for_the_data(
     for name, value in (("world_size", 2), ("process_index", 1), ("local_process_index", 0)):
         monkeypatch.setattr(TrainConfig, name, value)
     prepared = tmp_path / "run" / "data" / "train"
-    monkeypatch.setattr(torch.distributed, "barrier", lambda: _write_corpus(prepared, _sequences(20)))
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: write_sequences(prepared, random_sequences(20)))
     assert load_data(config, 64).train.crystals == 18  # and a tenth is held out
 
 
@@ -301,10 +297,10 @@ def test_data_that_are_not_there_are_named(tmp_path: Path, given: str) -> None:
 
 
 def test_an_empty_validation_split_is_refused(tmp_path: Path) -> None:
-    train_data, val = _write_corpus(tmp_path / "train", _sequences(5)), _write_corpus(tmp_path / "val", [])
+    train_data, val = write_sequences(tmp_path / "train", random_sequences(5)), write_sequences(tmp_path / "val", [])
     with pytest.raises(Mat2SeqError, match="val holds no crystal"):
         load_data(_config(f"--train_data={train_data}", f"--eval_data={val}", f"--output_dir={tmp_path}"), 64)
-    alone = _write_corpus(tmp_path / "one", _sequences(1))
+    alone = write_sequences(tmp_path / "one", random_sequences(1))
     with pytest.raises(Mat2SeqError, match="one crystal cannot be trained and validated on"):
         load_data(_config(f"--train_data={alone}", f"--output_dir={tmp_path}"), 64)
 
@@ -313,9 +309,9 @@ def test_an_empty_validation_split_is_refused(tmp_path: Path) -> None:
 
 
 def _shards(folder: Path) -> Path:
-    sequences = _sequences(50)
+    sequences = random_sequences(50)
     for number, start in enumerate(range(0, 50, 10)):
-        _write_corpus(folder / f"{number}", sequences[start : start + 10])
+        write_sequences(folder / f"{number}", sequences[start : start + 10])
         (folder / f"{number}" / "part-00000.parquet").rename(folder / f"part-{number:05d}.parquet")
         (folder / f"{number}").rmdir()
     return folder
@@ -329,7 +325,7 @@ def _streamed(folder: Path, val: Path, tmp_path: Path) -> StreamedBatches:
 
 
 def test_a_streamed_epoch_holds_every_crystal_once_and_too_long_ones_are_counted(tmp_path: Path) -> None:
-    folder, val = _shards(tmp_path / "train"), _write_corpus(tmp_path / "val", _sequences(4))
+    folder, val = _shards(tmp_path / "train"), write_sequences(tmp_path / "val", random_sequences(4))
     assert [len(group) for group in group_shards(shard_paths(folder), 20)] == [2, 2, 1]
     streamed = _streamed(folder, val, tmp_path)
     whole = load_corpus(folder, max_length=38, scheme=SCHEME)
@@ -349,7 +345,7 @@ def test_a_streamed_epoch_holds_every_crystal_once_and_too_long_ones_are_counted
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_no_row_is_longer_than_the_model(tmp_path: Path, streaming: bool) -> None:
-    folder, val = _shards(tmp_path / "train"), _write_corpus(tmp_path / "val", _sequences(4))
+    folder, val = _shards(tmp_path / "train"), write_sequences(tmp_path / "val", random_sequences(4))
     options = ["--batching=packed", "--row_length=128", "--batch_tokens=512", f"--streaming={streaming}"]
     data = load_data(_config(f"--train_data={folder}", f"--eval_data={val}", f"--output_dir={tmp_path}", *options), 64)
     batches = [data.batches[index] for index in range(len(data.batches))]
@@ -383,7 +379,7 @@ def test_a_model_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])
 def test_dropout_acts_in_every_block_while_training_and_nowhere_else(tmp_path: Path, model_type: str) -> None:
-    ids = torch.tensor([_sequences(1)[0][:12]])
+    ids = torch.tensor([random_sequences(1)[0][:12]])
     for source in ("", f"--init_from={tmp_path / 'saved'}"):
         options = ["--train_data=a", f"--output_dir={tmp_path}", f"--model_type={model_type}", *filter(None, [source])]
         torch.manual_seed(0)
@@ -422,11 +418,11 @@ def test_a_model_answers_with_cells_as_large_as_those_it_was_trained_on(
 ) -> None:
     formulas = ("Ti120 O2 [P1]", "Ba1 Ti1 O3 [Pm-3m] 4.0094 Ba 1a 0", "C26 H99 [P-1]", "Na1 [Fm-3m]")
     sequences = [[TOKEN_IDS[BOS], *tokenize(text), TOKEN_IDS[EOS]] for text in formulas]
-    corpus = load_corpus(_write_corpus(tmp_path / "large", sequences), max_length=64, scheme=SCHEME)
+    corpus = load_corpus(write_sequences(tmp_path / "large", sequences), max_length=64, scheme=SCHEME)
     assert corpus.atoms.tolist() == [122, 5, 125, 1]
     for limit, given, kept in ((None, False, 125), (20, True, 125), (300, True, 300), (None, True, None)):
         source = tmp_path / f"from_{limit}"
-        model = _model()
+        model = small_model()
         if limit is not None:
             model.config.mat2seq = {**model.config.mat2seq, "max_atoms": limit}
         model.save_pretrained(source)
@@ -449,7 +445,7 @@ def test_samples_of_a_trained_model_match_and_its_random_numbers_are_left_alone(
     assert found["eval_sample_match"] > 0.5
     assert (torch.get_rng_state() == state).all()
     assert model.training
-    untrained = monitor.check(_model())
+    untrained = monitor.check(small_model())
     assert untrained["eval_sample_match"] < 0.5
     assert len(TEXTS) == len(monitor.prompts)
 
@@ -470,7 +466,7 @@ def test_a_recipe_extends_others_and_its_own_fields_win(tmp_path: Path) -> None:
 
 
 def test_examples_of_a_fixed_shape_are_padded_with_rows_without_loss(tmp_path: Path) -> None:
-    corpus = load_corpus(_write_corpus(tmp_path / "train", _sequences(30)), max_length=64, scheme=SCHEME)
+    corpus = load_corpus(write_sequences(tmp_path / "train", random_sequences(30)), max_length=64, scheme=SCHEME)
     data = load_data(
         _config(f"--train_data={tmp_path / 'train'}", "--batching=packed", "--row_length=64", "--batch_tokens=256",
                 f"--output_dir={tmp_path}"), 64,

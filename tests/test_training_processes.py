@@ -16,7 +16,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 from pymatgen.core import Structure
-from test_training import SCRIPT, _corpus, _model, _small_run
+from runs import SCRIPT, small_corpus, small_model, small_run
 
 from mat2seq_hf.training.config import parse_config
 from mat2seq_hf.training.data import IGNORED, EvenBatches, Examples, MicroBatches
@@ -31,7 +31,7 @@ LAUNCH = SCRIPT.parent / "launch"
 def arguments(tmp_path: Path) -> list[str]:
     """Arguments of a run of 210 steps whose epochs have an odd number of micro-batches."""
     steps = {"max_steps": 210, "logging_steps": 1, "eval_steps": 210, "save_steps": 210}
-    return _small_run(tmp_path, 49, 0.0, batching="packed", learning_rate=0.002, **steps)
+    return small_run(tmp_path, 49, 0.0, batching="packed", learning_rate=0.002, **steps)
 
 
 def _losses(history: list[dict[str, float]]) -> np.ndarray:
@@ -96,7 +96,7 @@ def test_accumulated_gradients_have_the_losses_of_one_large_batch(arguments: lis
 
 
 def test_micro_batches_are_filled_up_with_empty_ones_and_every_crystal_counts_once() -> None:
-    corpus = _corpus(49)
+    corpus = small_corpus(49)
     plan = BatchPlan(corpus.lengths, batch_tokens=128, batching="packed", row_length=64)
     batches = MicroBatches(Examples(corpus), plan, 64)
     even = EvenBatches(batches, 4)
@@ -111,7 +111,7 @@ def test_micro_batches_are_filled_up_with_empty_ones_and_every_crystal_counts_on
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])
 def test_a_compiled_model_keeps_packed_crystals_apart(model_type: str) -> None:
-    corpus, model = _corpus(40), _model(model_type)
+    corpus, model = small_corpus(40), small_model(model_type)
     alone = bits_per_structure(model, corpus, batch_tokens=1) * np.log(2)
     plan = BatchPlan(corpus.lengths, batch_tokens=256, batching="packed", row_length=64)
     batches = MicroBatches(Examples(corpus), plan, 64)

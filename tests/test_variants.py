@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from runs import TEXTS, small_model
 from synthetic import random_crystal
-from test_prefixes import TEXTS
-from test_training import _model
 
 from mat2seq_hf.canonical import CanonicalCrystal, canonicalize
 from mat2seq_hf.grammar import Grammar
@@ -45,14 +44,14 @@ def test_samples_of_any_spelling_are_crystals_of_the_asked_formula(spelled: bool
     spelling = digit_spelling() if spelled else {}
     prompts = [Prompt("NaCl", formula_units=1), Prompt("BaTiO3", space_group="P4mm", formula_units=1)]
     # low enough a temperature that a random model ends within its 64 positions
-    drawn = draw_spelled(_model().eval(), prompts, spelling, 1.0, seed=0)
+    drawn = draw_spelled(small_model().eval(), prompts, spelling, 1.0, seed=0)
     texts = [text_of_tokens(ids) for ids in drawn]
     assert texts[0].startswith("Na1 Cl1 [")
     assert texts[1].startswith("Ba1 Ti1 O3 [P4mm]")
     for ids, text in zip(drawn, texts, strict=True):
         if ids[-1] == TOKEN_IDS[EOS]:
             CanonicalCrystal.from_text(text)
-    assert [text_of_tokens(ids) for ids in draw_spelled(_model().eval(), prompts, spelling, 1.0, seed=0)] == texts
+    assert [text_of_tokens(ids) for ids in draw_spelled(small_model().eval(), prompts, spelling, 1.0, seed=0)] == texts
 
 
 def test_muon_takes_the_matrices_of_a_llama_too(tmp_path: object) -> None:
