@@ -84,7 +84,7 @@ _LONGEST = max(len(token) for token in TOKENS)
 
 
 def split_word(word: str) -> list[str]:
-    """Tokens of one word: the longest token that fits, from the left (WordPiece); ``[UNK]`` if none does."""
+    """Tokens of one word: the longest token that fits, from the left (WordPiece); ``<unk>`` if none does."""
     if word in TOKEN_IDS:
         return [word]
     tokens: list[str] = []
