@@ -279,27 +279,35 @@ def run(options: argparse.Namespace) -> None:
             print(json.dumps(row))
 
 
+def _mean(values: list[float], digits: int) -> str:
+    """Mean over seeds, with its standard error from their spread."""
+    spread = f" ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+
 def table(output: Path) -> str:
-    """Means over seeds as markdown; the spread is that between seeds."""
+    """Means over seeds as markdown. The error of the match is that of a share of so many formulas, the same for all."""
     rows = read_rows(output)
     lines = [
-        "| arm | parameters (million) | tokens (million) | seeds | bits per structure | match, % | RMSE |",
-        "|---|---|---|---|---|---|---|",
+        "| arm | million parameters | million tokens | seeds | bits per structure | match, % | RMSE | processor time, s |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in ARMS:
         for width, tokens in sorted({(row["width"], row["tokens"]) for row in rows if row["arm"] == name}):
             found = [r for r in rows if (r["arm"], r["width"], r["tokens"]) == (name, width, tokens)]
+            match = statistics.fmean(r["match"] for r in found)
+            error = (match * (1 - match) / found[0]["formulas"]) ** 0.5
             cells = [
-                f"{statistics.fmean(values):.{digits}f}"
-                + (f" ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else "")
-                for values, digits in (
-                    ([r["bits_per_structure"] for r in found], 1),
-                    ([100 * r["match"] for r in found], 1),
-                    ([r["rmse"] for r in found], 3),
-                )
+                name,
+                f"{found[0]['parameters'] / 1e6:.2f}",
+                f"{tokens / 1e6:g}",
+                str(len(found)),
+                _mean([r["bits_per_structure"] for r in found], 1),
+                f"{100 * match:.1f} ± {100 * error:.1f}",
+                _mean([r["rmse"] for r in found], 3),
+                f"{statistics.fmean(r['processor_seconds_of_this_process'] for r in found):.0f}",
             ]
-            million = found[0]["parameters"] / 1e6
-            lines.append(f"| {name} | {million:.2f} | {tokens / 1e6:g} | {len(found)} | {' | '.join(cells)} |")
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
