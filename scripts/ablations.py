@@ -286,7 +286,10 @@ def _mean(values: list[float], digits: int) -> str:
 
 
 def table(output: Path) -> str:
-    """Means over seeds as markdown; seconds are of processor time. The error of the match is that of a share of so many formulas, the same for all."""
+    """Means over seeds as markdown; seconds are of processor time.
+
+    The error of the match is that of a share of so many formulas, which are the same for all.
+    """
     rows = read_rows(output)
     lines = [
         "| arm | million parameters | million tokens | seeds | bits per structure | match, % | RMSE | seconds |",
