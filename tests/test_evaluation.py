@@ -196,6 +196,36 @@ def test_no_sample_takes_the_place_of_a_missing_one(references: list[Reference],
     assert [(text.prompt_id, text.index) for text in placed] == [("cscl", 0), ("rock", 3), ("rock", 4), ("rock", 5)]
 
 
+def test_figures_do_not_depend_on_how_samples_are_numbered(
+    tmp_path: Path, references: list[Reference], salts: dict[str, str]
+) -> None:
+    cifs = [(name, i, salts["rock" if i else name]) for name in salts for i in range(2)]
+    pd.DataFrame([{"prompt_id": name, "sample_index": i + 1, "cif": cif} for name, i, cif in cifs]).to_parquet(
+        tmp_path / "from_1.parquet"
+    )
+    (tmp_path / "files").mkdir()
+    (tmp_path / "dated").mkdir()
+    for number, (name, i, cif) in enumerate(cifs):
+        (tmp_path / "files" / f"{name}_{i + 1}.cif").write_text(cif)
+        (tmp_path / "dated" / f"{name}_{2024000 + number}.cif").write_text(cif)
+    expected, _ = evaluate_csp([sample(*item) for item in cifs], references, QUIET)
+    files = sorted((tmp_path / "files").iterdir())
+    for inputs in ([tmp_path / "from_1.parquet"], [tmp_path / "files"], files, [tmp_path / "dated"]):
+        report, _ = evaluate_csp(read_samples(inputs), references, QUIET)
+        assert report["figures"] == expected["figures"]
+        assert (report["settings"]["samples"], report["counts"]["samples_missing"]) == (2, 0)
+        assert any("numbered anew" in note for note in report["notes"]) == (inputs == [tmp_path / "dated"])
+
+
+def test_samples_beyond_those_asked_for_are_counted(references: list[Reference], salts: dict[str, str]) -> None:
+    texts = [sample("rock", i, salts["rock"]) for i in range(3)] + [sample("other", 0, None)]
+    report, rows = evaluate_csp(texts, references, replace(QUIET, samples=1))
+    counts = report["counts"]
+    assert (len(rows), counts["samples_beyond_k"], counts["samples_of_other_prompts"]) == (1, 2, 1)
+    with pytest.raises(Mat2SeqError, match=r"no sample is left: 2 a prompt .* begin at 7"):
+        evaluate_csp([sample("rock", 7, salts["rock"])], references, replace(QUIET, samples=2))
+
+
 def test_samples_are_read_from_folders_archives_and_tables(tmp_path: Path, salts: dict[str, str]) -> None:
     names = {"mp-1__1.cif": "rock", "mp-1__2.cif": "cscl", "mp-2_7.cif": "rock", "mp-3/1.cif": "rock", "x.cif": "rock"}
     folder = tmp_path / "folder"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import chain
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, count
 from typing import Any
 
+from ..errors import Mat2SeqError
 from . import pool
 from .crystals import Examined, examine_all, examine_references, kinds_of_reasons
 from .matching import Matcher, ReducedCrystal
@@ -27,8 +28,8 @@ class CspSettings:
 
     Attributes:
         ltol, stol, angle_tol: of StructureMatcher.
-        samples: k, the samples of each prompt that count; None counts as many as the prompt with most has. Missing
-            ones are misses.
+        samples: k, the samples of each prompt that count, by their numbers; None counts as many as the prompt with most
+            has. Missing ones are misses.
         symprec: tolerance of the space groups of both sides, angstrom; None leaves them out.
         polymorphs: match samples to every reference crystal of their formula, too (METRe).
         processes: how many at once.
@@ -81,7 +82,7 @@ def evaluate_csp(
     """Compare every sample with the crystal whose id is its prompt.
 
     Args:
-        samples: see :func:`.sources.read_samples`; those of other prompts are left out.
+        samples: see :func:`.sources.read_samples`; those of other prompts, and beyond k, are left out and counted.
         references: crystals by id, see :func:`.sources.read_references`.
         settings: see :class:`CspSettings`.
 
@@ -89,7 +90,7 @@ def evaluate_csp(
         counts, figures, reasons, tables and notes of the report, and the rows of per_sample.parquet.
 
     Raises:
-        Mat2SeqError: no sample belongs to a reference crystal.
+        Mat2SeqError: no sample belongs to a reference crystal, or none is among the first k.
 
     Example:
         >>> report, rows = evaluate_csp(read_samples(["samples.parquet"]), read_references("val.parquet"))
@@ -97,10 +98,12 @@ def evaluate_csp(
         0.603
     """
     settings = settings or CspSettings()
-    texts = assign_prompts(samples, {reference.id for reference in references})
-    ignored = len(samples) - len(texts)
-    k = settings.samples or 1 + max(text.index for text in texts)
-    texts = [text for text in texts if text.index < k]
+    answers = assign_prompts(samples, {reference.id for reference in references})
+    texts, k, numbering = _first_k(answers, settings.samples)
+    left_out = {
+        "samples_of_other_prompts": len(samples) - len(answers),
+        "samples_beyond_k": len(answers) - len(texts),
+    }
     options = {"symprec": settings.symprec} | pool.options(settings)
     truths = dict(
         zip(
@@ -127,13 +130,45 @@ def evaluate_csp(
         figures |= more
     report = {
         "settings": {**asdict(settings), "samples": k},
-        "counts": _counts(rows, groups, k, truths, ignored) | polymorph_counts,
+        "counts": _counts(rows, groups, k, truths, left_out) | polymorph_counts,
         "figures": figures,
         "reasons": kinds_of_reasons(rows),
         "tables": tables,
-        "notes": _notes(rows, truths, k),
+        "notes": [*_notes(rows, truths, k), *numbering],
     }
     return report, rows
+
+
+def _first_k(answers: Sequence[SampleText], asked: int | None) -> tuple[list[SampleText], int, list[str]]:
+    """The samples with numbers below k, k, and a note where the numbers as they are do not tell it.
+
+    Args:
+        answers: in the order of prompts and numbers.
+        asked: k; None takes the number of samples of the prompt with most. Where their numbers go further (dates,
+            seeds, one counter for all prompts), the samples of each prompt are numbered in their order.
+
+    Raises:
+        Mat2SeqError: no number is below k.
+    """
+    if asked is not None:
+        texts = [text for text in answers if text.index < asked]
+        if not texts:
+            raise Mat2SeqError(
+                f"no sample is left: {asked} a prompt are asked for, and the numbers of samples begin at "
+                f"{min(text.index for text in answers)}; without --samples-per-prompt they are taken in their order"
+            )
+        return texts, asked, []
+    k = max(Counter(text.prompt_id for text in answers).values())
+    last = max(text.index for text in answers)
+    if last < k:
+        return list(answers), k, []
+    following: dict[str, count[int]] = defaultdict(count)
+    texts = [replace(text, index=next(following[text.prompt_id])) for text in answers]
+    note = (
+        f"The numbers of samples go up to {last}, and no prompt has more than {k}: they were numbered anew, prompt by "
+        "prompt in their order. If more were drawn, --samples-per-prompt tells how many: missing ones are misses then."
+    )
+    return texts, k, [note]
 
 
 def _row(text: SampleText, truth: Examined, sample: Examined, rms: float | None, outcome: str) -> dict[str, Any]:
@@ -191,7 +226,11 @@ def any_of(successes: int, samples: int, chosen: int) -> float:
 def _curve(rows: Sequence[Mapping[str, Any]], groups: _Groups, k: int) -> list[dict[str, float]]:
     """Match rate for 1 to k samples, each estimated from all k."""
     hits = [sum(bool(rows[place]["match"]) for place in group) for group in groups.values()]
-    return [{"samples": j, "match": sum(any_of(h, k, j) for h in hits) / len(hits)} for j in range(1, k + 1)]
+    table = []
+    for j in range(1, k + 1):
+        chances = {h: any_of(h, k, j) for h in set(hits)}
+        table.append({"samples": j, "match": sum(chances[h] for h in hits) / len(hits)})
+    return table
 
 
 def _polymorphs(
@@ -232,7 +271,11 @@ def _polymorphs(
 
 
 def _counts(
-    rows: Sequence[Mapping[str, Any]], groups: _Groups, k: int, truths: Mapping[str, Examined], ignored: int
+    rows: Sequence[Mapping[str, Any]],
+    groups: _Groups,
+    k: int,
+    truths: Mapping[str, Examined],
+    left_out: Mapping[str, int],
 ) -> dict[str, int]:
     outcomes = Counter(row["outcome"].split(":", maxsplit=1)[0] for row in rows)
     reading = [row["reason"] or "" for row in rows if not row["readable"]]
@@ -240,7 +283,7 @@ def _counts(
         "references": len(truths),
         "samples": len(rows),
         "samples_missing": k * len(groups) - len(rows),
-        "samples_of_other_prompts": ignored,
+        **left_out,
         "unreadable": len(reading),
         "unreadable_references": sum(truth.reduced is None for truth in truths.values()),
         "timeouts": outcomes["timeout"] + sum(reason.startswith("timeout") for reason in reading),

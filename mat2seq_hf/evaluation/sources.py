@@ -61,8 +61,8 @@ def read_samples(inputs: Sequence[str | Path]) -> list[SampleText]:
     others are counted in a warning, and ``.gz`` is unpacked. A table has a column ``cif``; ``prompt_id`` (or
     ``material_id`` or ``id``) and ``sample_index`` place a row. The samples.parquet of this package is such a table,
     and of a folder that has one nothing else is read. A CIF file is placed by its name, ``ID__1.cif`` or ``ID_1.cif``,
-    or, if that gives no number, by its folder, ``ID/1.cif``; where no name of a folder or archive has the number 0,
-    they count from 1. Archives are read in memory, nothing is extracted.
+    or, if that gives no number, by its folder, ``ID/1.cif``. Where no sample of all inputs has the number 0, they
+    count from 1. Archives are read in memory, nothing is extracted.
 
     Raises:
         Mat2SeqError: an input does not exist, is of no known kind, or holds no samples.
@@ -73,7 +73,7 @@ def read_samples(inputs: Sequence[str | Path]) -> list[SampleText]:
         samples += _read_one(path)
         if len(samples) == before:
             raise Mat2SeqError(f"{path} holds no samples: give a table with a column cif, or CIF files")
-    return samples
+    return _from_0(samples)
 
 
 def _read_one(path: Path) -> Iterator[SampleText]:
@@ -124,10 +124,9 @@ def _text(open_one: Callable[[], BinaryIO]) -> tuple[str | None, str | None]:
         return None, f"cannot be read: {said(error)}"
 
 
-def _from_0(samples: Sequence[SampleText]) -> Sequence[SampleText]:
-    """Samples placed by their names; where none has the number 0, names count from 1."""
-    numbers = [sample.index for sample in samples if sample.index >= 0]
-    if not numbers or min(numbers) == 0:
+def _from_0(samples: list[SampleText]) -> list[SampleText]:
+    """Samples with numbers from 0; where none has the number 0, they count from 1, whatever they were read from."""
+    if 0 in {sample.index for sample in samples}:
         return samples
     return [replace(sample, index=sample.index - 1) if sample.index > 0 else sample for sample in samples]
 
@@ -147,7 +146,8 @@ def _folder(path: Path) -> Iterator[SampleText]:
         )
     for file in tables:
         yield from _table(file)
-    yield from _from_0([_cif(file.relative_to(path).as_posix(), partial(open_file, file)) for file in cifs])
+    for file in cifs:
+        yield _cif(file.relative_to(path).as_posix(), partial(open_file, file))
     warn_left_out([file.name for file in files if file not in {*tables, *cifs}])
 
 
@@ -163,7 +163,7 @@ def _archive(path: Path) -> Iterator[SampleText]:
     except Exception as error:
         raise Mat2SeqError(f"{path.name} cannot be read as an archive: {said(error)}") from error
     warn_left_out(skipped, path.name)
-    yield from _from_0(sorted(samples, key=lambda sample: sample.source))
+    yield from sorted(samples, key=lambda sample: sample.source)
 
 
 def _records(path: Path) -> tuple[list[str], Iterator[dict[str, Any] | str]]:
