@@ -250,6 +250,34 @@ def test_samples_are_read_from_folders_archives_and_tables(tmp_path: Path, salts
     assert [(text.prompt_id, text.index) for text in placed] == [("mp-1", 0), ("mp-1", 1), ("mp-2_7", 0)]
 
 
+def test_files_in_any_encoding_and_under_any_name_are_placed(tmp_path: Path, salts: dict[str, str]) -> None:
+    (tmp_path / "rock_1.cif").write_bytes(f"# lengths in Å\n{salts['rock']}".encode("latin-1"))
+    (tmp_path / "x_1.cif.gz").write_bytes(gzip.compress(salts["rock"].encode()))
+    (tmp_path / "rock_1").mkdir()
+    (tmp_path / "rock_1" / "5.cif").write_text(salts["rock"])
+    found = assign_prompts(read_samples([tmp_path]), {"rock", "rock_1", "x_1", "5"})
+    places = {item.source: (item.prompt_id, item.index) for item in found}
+    assert places == {"rock_1.cif": ("rock_1", 5), "x_1.cif.gz": ("x_1", 0), "rock_1/5.cif": ("rock_1", 4)}
+    assert all(item.cif and examine(item.cif).readable for item in found)
+    assert main(["encode", str(tmp_path / "rock_1.cif")]) == 0
+
+
+def test_cells_that_are_no_text_are_samples_with_a_reason(tmp_path: Path, salts: dict[str, str]) -> None:
+    for cell, reason in (
+        (salts["rock"].encode(), None),
+        ([salts["rock"]], "a list where a crystal is expected"),
+        ({"a": 1}, None),
+        (float("nan"), "no CIF"),
+    ):
+        pd.DataFrame({"prompt_id": ["rock"], "cif": [cell]}).to_parquet(tmp_path / "s.parquet")
+        (found,) = read_samples([tmp_path / "s.parquet"])
+        assert found.reason == reason
+        assert (found.cif == salts["rock"]) == isinstance(cell, bytes)
+    pd.DataFrame({"name": ["rock"], "cif": [salts["rock"]]}).to_parquet(tmp_path / "s.parquet")
+    with pytest.raises(Mat2SeqError, match="a column prompt_id or material_id or id; beside cif there are name"):
+        assign_prompts(read_samples([tmp_path / "s.parquet"]), {"rock"})
+
+
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
 def test_what_is_no_sample_is_no_sample_anywhere(kind: str, tmp_path: Path, salts: dict[str, str]) -> None:
     files = {
@@ -324,6 +352,9 @@ def test_ids_choose_a_subset(tmp_path: Path, salts: dict[str, str]) -> None:
     pd.DataFrame({"material_id": list(salts), "cif": list(salts.values())}).to_parquet(tmp_path / "c.parquet")
     (tmp_path / "ids.txt").write_text("cscl\nrock\n")
     assert [item.id for item in read_references(tmp_path / "c.parquet", tmp_path / "ids.txt")] == ["cscl", "rock"]
+    pd.DataFrame({"id": ["my 1", "my 2"], "cif": [salts["rock"]] * 2}).to_parquet(tmp_path / "spaces.parquet")
+    (tmp_path / "ids.txt").write_text(" my 2\r\n\n")
+    assert [item.id for item in read_references(tmp_path / "spaces.parquet", tmp_path / "ids.txt")] == ["my 2"]
     (tmp_path / "ids.txt").write_text("cscl\nnone\n")
     with pytest.raises(Mat2SeqError, match="'none'"):
         read_references(tmp_path / "c.parquet", tmp_path / "ids.txt")

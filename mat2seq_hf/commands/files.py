@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["console", "crystal_file_name", "lines", "read", "reason"]
 
 
-def read(name: str) -> str:
-    """Text of a file; ``-`` is standard input."""
-    return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig")
+def read(name: str, errors: str = "strict") -> str:
+    """Text of a file; ``-`` is standard input. What becomes of bytes that are no UTF-8, see :meth:`bytes.decode`."""
+    return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig", errors=errors)
 
 
 def reason(error: Exception) -> str:

@@ -24,6 +24,7 @@ from .rows import ID_COLUMNS, InputRow, is_property, plain_name, problem_row, sc
 __all__ = [
     "READERS",
     "cif_blocks",
+    "crystal_text",
     "group_rows",
     "property_names",
     "reader_of",
@@ -132,7 +133,7 @@ def _json_lines(stream: BinaryIO, label: str) -> Iterator[InputRow]:
             yield replace(problem_row(source, error), id=str(number))
 
 
-def _crystal_text(crystal: Any) -> str:
+def crystal_text(crystal: Any) -> str:
     """The text of what stands in the crystal's column: a text, or an object of plain columns or pymatgen's.
 
     Raises:
@@ -160,7 +161,7 @@ def _table_row(
     else:
         crystal = row.pop(structure, None)
     try:
-        text, problem = _crystal_text(crystal), ""
+        text, problem = crystal_text(crystal), ""
     except (TypeError, ValueError) as error:
         text, problem = "", f"{type(error).__name__}: {error}"
     return InputRow(name, text, source, scalars(row), problem, json.dumps(written) if written else "{}")

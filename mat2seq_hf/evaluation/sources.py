@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ..corpora.archives import archive_files, folder_files, is_archive, open_file, warn_left_out
 from ..corpora.csv_reading import csv_records
+from ..corpora.formats import crystal_text
 from ..corpora.rows import plain_name, stem_of
 from ..corpora.sources import read_rows, said
 from ..errors import Mat2SeqError
@@ -117,9 +118,7 @@ def _text(open_one: Callable[[], BinaryIO]) -> tuple[str | None, str | None]:
             content = stream.read(_MAX_BYTES + 1)
         if len(content) > _MAX_BYTES:
             return None, "larger than 5 MB"
-        return content.decode("utf-8-sig"), None
-    except UnicodeDecodeError:
-        return None, "not a text file (UTF-8)"
+        return content.decode("utf-8-sig", errors="replace"), None  # as corpora are read: comments are in any code
     except Exception as error:  # noqa: BLE001 - what is read raises nearly every type; the sample says which
         return None, f"cannot be read: {said(error)}"
 
@@ -198,10 +197,14 @@ def _table(path: Path) -> Iterator[SampleText]:
         if isinstance(row, str):
             yield SampleText("", -1, None, row, source)
             continue
-        cif = row.pop("cif", None) or None
+        crystal = row.pop("cif", None)
         prompt = row.pop(key, None)
         given = row.pop("sample_index", None)
-        reason = None if cif else str(row.get("reason") or "no CIF")
+        try:  # gaps are nan in a column without any text
+            cif = None if crystal != crystal else crystal_text(crystal) or None  # noqa: PLR0124
+            reason = None if cif else str(row.get("reason") or "no CIF")
+        except (TypeError, ValueError) as error:
+            cif, reason = None, str(error)
         facts = tuple((name, value) for name, value in row.items() if isinstance(value, (str, int, float, bool)))
         yield SampleText("" if prompt is None else str(prompt), _index(given, source), cif, reason, source, facts)
 
@@ -213,16 +216,22 @@ def assign_prompts(samples: Sequence[SampleText], known: Collection[str]) -> lis
     A file named ``mp-12_3.cif`` is sample 3 of ``mp-12`` unless ``mp-12_3`` is itself a known prompt.
 
     Raises:
-        Mat2SeqError: no sample belongs to a known prompt.
+        Mat2SeqError: no sample belongs to a known prompt, or none says to which it belongs.
     """
     known = set(known)
     placed: list[SampleText] = []
     for sample in samples:
-        stem = Path(sample.source).stem
-        if sample.prompt_id in known:
-            placed.append(sample)
-        elif stem in known:
+        stem = stem_of(sample.source) if _is_cif(sample.source) else ""
+        if stem in known and (sample.prompt_id not in known or _NUMBER_AT_END.fullmatch(stem)):
             placed.append(replace(sample, prompt_id=stem, index=-1))
+        elif sample.prompt_id in known:
+            placed.append(sample)
+    if not placed and not any(sample.prompt_id for sample in samples):
+        others = ", ".join(name for name, _ in samples[0].facts) if samples else ""
+        raise Mat2SeqError(
+            f"no sample says which crystal it answers: give a table with a column {' or '.join(_PROMPT_COLUMNS)}"
+            + (f"; beside cif there are {others}" if others else "")
+        )
     if not placed:
         asked = ", ".join(sorted({sample.prompt_id for sample in samples})[:3])
         raise Mat2SeqError(
@@ -269,10 +278,10 @@ def read_references(path: str | Path, ids: str | Path | None = None) -> list[Ref
     if ids is None:
         return rows
     try:
-        lines = Path(ids).read_text(encoding="utf-8-sig").split()
+        lines = Path(ids).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise Mat2SeqError(f"{ids} is not a text file (UTF-8)") from error
-    wanted = list(dict.fromkeys(lines))
+    wanted = list(dict.fromkeys(name for line in lines if (name := line.strip())))
     if missing := [name for name in wanted if name not in by_id]:
         raise Mat2SeqError(f"{len(missing)} ids of {ids} are not in {path}, such as {missing[0]!r}")
     if not wanted:
