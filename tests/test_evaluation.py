@@ -134,6 +134,15 @@ def test_with_the_filter_invalid_samples_are_misses() -> None:
     assert rows[0]["valid_composition"] is False
 
 
+@pytest.mark.skipif(not smact_installed(), reason="needs smact")
+def test_where_no_sample_can_be_read_smact_is_still_installed(references: list[Reference]) -> None:
+    texts = [sample(reference.id, 0, "broken") for reference in references]
+    settings = DenovoSettings(progress=False, coverage=False)
+    for report in (evaluate_csp(texts, references, QUIET)[0], evaluate_denovo(texts, None, None, settings)[0]):
+        assert value(report, "valid") == value(report, "valid_composition") == 0
+        assert not any("not installed" in note for note in report["notes"])
+
+
 def test_a_comparison_that_takes_too_long_is_counted(
     references: list[Reference], salts: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from .novelty import uniqueness_and_novelty
 from .ranges import check_ranges
 from .schema import Figure, share
 from .sources import Reference, SampleText
+from .validity import smact_installed
 
 __all__ = ["ConditionalSettings", "evaluate_conditional"]
 
@@ -154,7 +155,7 @@ def _figures(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
         "readable": share(row["readable"] for row in rows),
         "valid_structure": share(row["valid_structure"] for row in rows),
     }
-    if any(row["valid_composition"] is not None for row in rows):
+    if smact_installed():
         figures["valid"] = share(row["valid"] for row in rows)
     figures["unique"] = share(row["unique"] for row in rows)
     if any(row["novel"] is not None for row in rows):

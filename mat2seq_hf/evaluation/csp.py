@@ -16,6 +16,7 @@ from .matching import Matcher, ReducedCrystal
 from .ranges import check_ranges
 from .schema import Figure, clustered_mean, mean, share
 from .sources import Reference, SampleText, assign_prompts
+from .validity import smact_installed
 
 __all__ = ["CspSettings", "any_of", "evaluate_csp"]
 
@@ -122,7 +123,7 @@ def evaluate_csp(
     groups: _Groups = {name: [] for name in truths}
     for place, text in enumerate(texts):
         groups[text.prompt_id].append(place)
-    figures = _figures(rows, groups, k, settings.stol)
+    figures = _figures(rows, groups, k, settings)
     tables = {"match_by_samples": _curve(rows, groups, k)}
     polymorph_counts: dict[str, int] = {}
     if settings.polymorphs:
@@ -134,7 +135,7 @@ def evaluate_csp(
         "figures": figures,
         "reasons": kinds_of_reasons(rows),
         "tables": tables,
-        "notes": [*_notes(rows, truths, k), *numbering],
+        "notes": [*_notes(truths, k), *numbering],
     }
     return report, rows
 
@@ -182,14 +183,14 @@ def _row(text: SampleText, truth: Examined, sample: Examined, rms: float | None,
     }
 
 
-def _figures(rows: Sequence[Mapping[str, Any]], groups: _Groups, k: int, stol: float) -> dict[str, Figure]:
+def _figures(rows: Sequence[Mapping[str, Any]], groups: _Groups, k: int, settings: CspSettings) -> dict[str, Figure]:
     """All figures of single samples and of the best of k."""
-    judged = any(row["valid_composition"] is not None for row in rows)
+    stol = settings.stol
+    judged = smact_installed()
     figures: dict[str, Figure] = {}
     for name in ("readable", "valid_structure", *(["valid_composition", "valid"] if judged else [])):
         figures[name] = clustered_mean([[bool(rows[place][name]) for place in group] for group in groups.values()])
-    grouped = any(row["space_group"] is not None for row in rows)
-    for name in ("formula_right", *(["space_group_right"] if grouped else [])):
+    for name in ("formula_right", *(["space_group_right"] if settings.symprec is not None else [])):
         figures[name] = clustered_mean(_padded(rows, groups, k, name))
     for suffix in ("", "_valid") if judged else ("",):
         kept = {
@@ -292,12 +293,12 @@ def _counts(
     }
 
 
-def _notes(rows: Sequence[Mapping[str, Any]], truths: Mapping[str, Examined], k: int) -> list[str]:
+def _notes(truths: Mapping[str, Examined], k: int) -> list[str]:
     notes = [
         "No sample is picked: the rate of 1 sample is the mean over all samples, and missing samples are misses.",
         "Intervals are 95 %; those over samples take into account that samples of one prompt resemble each other.",
     ]
-    if all(row["valid_composition"] is None for row in rows):
+    if not smact_installed():
         notes.append("smact is not installed: compositions were not judged and there are no figures with the filter.")
     else:
         judged = share(chain.from_iterable([truth.valid] for truth in truths.values()))["value"]

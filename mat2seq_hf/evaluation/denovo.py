@@ -16,6 +16,7 @@ from .novelty import uniqueness_and_novelty
 from .ranges import check_ranges
 from .schema import Figure, plain, share
 from .sources import Reference, SampleText
+from .validity import smact_installed
 
 __all__ = ["DenovoSettings", "evaluate_denovo"]
 
@@ -119,7 +120,7 @@ def evaluate_denovo(
 
 def _figures(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
     figures = {name: share(row[name] for row in rows) for name in ("readable", "valid_structure")}
-    if any(row["valid_composition"] is not None for row in rows):
+    if smact_installed():
         figures |= {name: share(row[name] is True for row in rows) for name in ("valid_composition", "valid")}
     figures["unique"] = share(row["unique"] for row in rows)
     if any(row["novel"] is not None for row in rows):
