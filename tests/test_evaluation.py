@@ -31,7 +31,13 @@ from mat2seq_hf.evaluation.literature import Compound, LiteratureSettings, evalu
 from mat2seq_hf.evaluation.matching import Matcher, ReducedCrystal
 from mat2seq_hf.evaluation.novelty import mark_unique
 from mat2seq_hf.evaluation.report import compare_table, render_markdown
-from mat2seq_hf.evaluation.schema import clustered_mean, load_report, share
+from mat2seq_hf.evaluation.schema import (
+    clustered_mean,
+    format_figure,
+    load_report,
+    share,
+    write_report,
+)
 from mat2seq_hf.evaluation.sources import Reference, SampleText, assign_prompts, read_references, read_samples
 from mat2seq_hf.evaluation.validity import smact_installed
 
@@ -588,6 +594,14 @@ def test_the_command_writes_reports_that_can_be_compared(
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
+def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    row = {"prompt_id": "a", "sample_index": 0}
+    write_report(tmp_path, {"task": "csp", "figures": {}}, [row])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_report(tmp_path, {"task": "csp", "figures": {"match_1": float("nan")}}, [row] * 2)
+    assert pq.read_table(tmp_path / "per_sample.parquet").num_rows == 1
+
+
 def test_reports_of_different_tasks_are_not_compared(tmp_path: Path, capsys: Capture) -> None:
     plain = {"format": 1, "figures": {}, "name": "x", "settings": {}, "inputs": {}, "versions": {}}
     for name, task in (("a", "csp"), ("b", "denovo")):
@@ -598,6 +612,14 @@ def test_reports_of_different_tasks_are_not_compared(tmp_path: Path, capsys: Cap
     assert main(["compare", str(tmp_path / "c.json")]) == 2
     assert "is no report" in capsys.readouterr().err
     assert compare_table([plain | {"task": "csp"}])[0] == ["figure", "x"]
+
+
+def test_shares_are_known_by_their_whole_names() -> None:
+    figure: dict[str, float | int | None] = {"value": 0.5, "low": None, "high": None, "n": 2}
+    for name in ("same text: my_module:distance_error, all", "valid_mean", "valid_deviation", "match_1"):
+        assert format_figure(name, figure) == "50.0 %"
+    for name in ("rmse_1_valid", "e_above_hull", "judge_error", "mean error of my judge"):
+        assert format_figure(name, figure) == "0.5000"
 
 
 def test_a_report_says_how_its_figures_came_about() -> None:

@@ -229,6 +229,20 @@ def halving(cifs: Sequence[str]) -> list[float]:
     return [0.5] * len(cifs)
 
 
+def unsure(cifs: Sequence[str]) -> list[float | None]:
+    """A judge that cannot tell much."""
+    return [None, float("inf"), float("-inf"), *[0.5] * (len(cifs) - 3)]
+
+
+def test_what_a_judge_cannot_tell_is_counted() -> None:
+    settings = ConditionalSettings(below=1.0, judge=f"{__name__}:unsure", progress=False)
+    report, rows = evaluate_conditional(texts_of([metal("Cu", 3 + i / 10) for i in range(4)]), None, None, settings)
+    assert [row["success"] for row in rows] == [False, False, False, True]
+    assert [row["predicted"] for row in rows] == [None, None, None, 0.5]
+    assert report["counts"]["without_judgement"] == 3
+    json.dumps(report, allow_nan=False)
+
+
 def test_a_judge_has_to_answer_for_each_crystal() -> None:
     texts = texts_of([metal("Cu", 3.0), metal("Cu", 4.0)])
     settings = ConditionalSettings(below=1.0, progress=False)
@@ -359,6 +373,8 @@ def test_efficiency_says_that_a_model_cannot_be_loaded(
         (StabilitySettings, {"steps": 0}),
         (StabilitySettings, {"metastable": -0.1}),
         (ConditionalSettings, {"below": 1.0, "above": 2.0}),
+        (ConditionalSettings, {"below": float("nan")}),
+        (ConditionalSettings, {"above": float("inf")}),
         (LiteratureSettings, {"angle_tol": 0.0}),
         (DescriptionSettings, {"equivalents": 0}),
         (DescriptionSettings, {"crystals": -1}),
@@ -408,3 +424,6 @@ def test_a_range_and_a_judge_have_to_be_given(tmp_path: Path, capsys: pytest.Cap
     assert "--below or --above" in capsys.readouterr().err
     assert main([*asked, "--below", "0.5"]) == 2
     assert "--labels" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main([*asked, "-o", str(tmp_path / "file"), "--below", "0.5"]) == 2
+    assert "at or below a file: -o names the folder" in capsys.readouterr().err

@@ -52,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the task, write report.json, per_sample.parquet, report.md and report.png, and print the figures."""
     started = time.perf_counter()
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)  # before the work, which may take hours
+    except (FileExistsError, NotADirectoryError) as error:
+        raise Mat2SeqError(f"{args.output} lies at or below a file: -o names the folder of the report") from error
     report, rows = _TASKS[args.task][2](args)
     _write(args, report, rows, time.perf_counter() - started)
     return 0

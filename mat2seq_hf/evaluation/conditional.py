@@ -45,7 +45,7 @@ class ConditionalSettings:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        check_ranges(self, above_0=["timeout"], from_1=["processes"])
+        check_ranges(self, above_0=["timeout"], from_1=["processes"], finite=["below", "above"])
         if self.below is not None and self.above is not None and not self.above < self.below:
             raise Mat2SeqError(f"nothing is above {self.above:g} and below {self.below:g}")
 
@@ -97,9 +97,10 @@ def evaluate_conditional(
     samples = examine_all([text.cif for text in texts], canonical=True, label="reading samples", **options)
     verdicts = uniqueness_and_novelty(samples, train, **options)
     predicted = np.full(len(texts), np.nan)
-    readable = [place for place, sample in enumerate(samples) if sample.readable and sample.valid_structure]
-    if readable:
-        predicted[readable] = _judged(judge, name, [texts[place].cif or "" for place in readable])
+    valid = [place for place, sample in enumerate(samples) if sample.valid_structure]
+    if valid:
+        predicted[valid] = _judged(judge, name, [texts[place].cif or "" for place in valid])
+    judged = int(np.isfinite(predicted).sum())
     success = settings.inside(predicted)
     rows = [
         {
@@ -117,12 +118,13 @@ def evaluate_conditional(
         f"Asked: {settings.words()}. Judge: {name}; it is no measurement, "
         + ("its error stands beside the success rate." if errors else "and it states no error of its own."),
         "Samples without a valid structure are not judged and are no success.",
+        f"To {len(valid) - judged:,} samples the judge gives no number: they are no success, either.",
         *verdicts.notes,
     ]
     report = {
         "settings": asdict(settings),
         "scheme": scheme_fingerprint(),
-        "counts": counts_of(texts, samples) | verdicts.counts,
+        "counts": counts_of(texts, samples) | {"without_judgement": len(valid) - judged} | verdicts.counts,
         "figures": _figures(rows) | errors,
         "reasons": kinds_of_reasons(rows),
         "tables": {},
@@ -132,7 +134,7 @@ def evaluate_conditional(
 
 
 def _judged(judge: Judge, name: str | None, cifs: Sequence[str]) -> NDArray[np.float64]:
-    """One number for each crystal.
+    """One number for each crystal, nan where the judge gives none that is finite.
 
     Raises:
         Mat2SeqError: the judge fails, or answers something else.
@@ -145,7 +147,7 @@ def _judged(judge: Judge, name: str | None, cifs: Sequence[str]) -> NDArray[np.f
         raise Mat2SeqError(
             f"the judge {name} must give one number for each of {len(cifs)} crystals, not {values.shape}"
         )
-    return values
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _figures(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:

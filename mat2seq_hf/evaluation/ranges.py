@@ -13,13 +13,18 @@ __all__ = ["check_ranges"]
 
 
 def check_ranges(
-    settings: Any, *, above_0: Sequence[str] = (), from_0: Sequence[str] = (), from_1: Sequence[str] = ()
+    settings: Any,
+    *,
+    above_0: Sequence[str] = (),
+    from_0: Sequence[str] = (),
+    from_1: Sequence[str] = (),
+    finite: Sequence[str] = (),
 ) -> None:
     """Refuse settings out of range, and numbers that are not finite; None passes.
 
     Args:
         settings: a dataclass.
-        above_0, from_0, from_1: names of those that are above 0, 0 or more, 1 or more.
+        above_0, from_0, from_1, finite: names of those that are above 0, 0 or more, 1 or more, any number.
 
     Raises:
         Mat2SeqError: it names the setting, its value and the range.
@@ -31,6 +36,7 @@ def check_ranges(
         (above_0, "above 0", operator.gt, 0),
         (from_0, "0 or more", operator.ge, 0),
         (from_1, "1 or more", operator.ge, 1),
+        (finite, "a finite number", operator.gt, -math.inf),
     )
     for names, words, inside, bound in ranges:
         for name in names:

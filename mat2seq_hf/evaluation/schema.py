@@ -102,13 +102,17 @@ LABELS: dict[str, str] = {
     "seconds_per_valid": "seconds a valid sample",
 }
 
-# Words in the names of figures that are no shares of a whole.
-_PLAIN_NUMBERS = ("rmse", "crmse", "distance", "seconds", "parameters", "error", "hull", "deviation")
+# Figures with a label that are no shares of a whole.
+_PLAIN_NUMBERS = frozenset({
+    "rmse_1", "rmse_k", "rmse_1_valid", "rmse_k_valid", "crmse_1", "crmse_k", "metre_crmse", "density_distance",
+    "elements_distance", "space_group_distance", "e_above_hull", "relaxation_rmse", "judge_error",
+    "judge_baseline_error", "parameters", "seconds_per_prompt", "seconds_per_sample", "seconds_per_valid",
+})  # fmt: skip
 
 
 def is_share(name: str) -> bool:
-    """Whether a figure is shown in per cent."""
-    return not any(word in name for word in _PLAIN_NUMBERS)
+    """Whether a figure is shown in per cent; figures of somebody's judge, of other names, are plain numbers."""
+    return name.startswith("same text: ") or (name in LABELS and name not in _PLAIN_NUMBERS)
 
 
 def format_figure(name: str, figure: Figure) -> str:
@@ -270,9 +274,9 @@ def write_report(folder: str | Path, report: Mapping[str, Any], rows: Sequence[M
     path.mkdir(parents=True, exist_ok=True)
     schema = per_sample_schema(report["task"])
     known = [{name: row.get(name) for name in schema.names} for row in rows]
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)  # first: a table fits to its report
     pq.write_table(pa.Table.from_pylist(known, schema=schema), path / "per_sample.tmp", compression="zstd")
     (path / "per_sample.tmp").replace(path / "per_sample.parquet")
-    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     (path / "report.tmp").write_text(text + "\n", encoding="utf-8")
     (path / "report.tmp").replace(path / "report.json")
     return path / "report.json"
