@@ -534,6 +534,15 @@ def test_in_processes_the_verdicts_are_those_of_a_plain_loop(salts: dict[str, st
     assert 3 < sum(expected) < len(expected)
 
 
+def test_the_table_of_space_groups_is_over_valid_samples(references: list[Reference], salts: dict[str, str]) -> None:
+    near = cif_of(Structure(Lattice.cubic(4.0), ["Na", "Cl"], [[0.0, 0.0, 0.0], [0.1, 0, 0]]))
+    texts = [sample("a", 0, salts["rock"]), sample("b", 0, near)]
+    report, _ = evaluate_denovo(texts, references[:1], None, DenovoSettings(progress=False, coverage=False))
+    assert value(report, "space_group_distance") == 0
+    expected = {"space group": 225, "valid samples (%)": 100.0, "reference (%)": 100.0}
+    assert report["tables"]["space_groups"] == [expected]
+
+
 def test_distances_to_oneself_are_zero(references: list[Reference], salts: dict[str, str]) -> None:
     texts = [sample(name, 0, cif) for name, cif in salts.items()]
     report, _ = evaluate_denovo(texts, references, None, DenovoSettings(progress=False, coverage=False))
@@ -561,9 +570,17 @@ def test_literature_counts_over_runs(tmp_path: Path, salts: dict[str, str]) -> N
     assert [row["match"] for row in rows] == [True, False] * 3
     unanswered = [*compounds, Compound("Ce6Cd23Te")]
     report, _ = evaluate_literature(runs, unanswered, LiteratureSettings(progress=False))
-    assert value(report, "valid_mean") == value(report, "valid") == pytest.approx(1 / 3)
+    assert value(report, "valid_mean") == value(report, "valid_and_right") == pytest.approx(1 / 3)
+    assert value(report, "formula_right") == pytest.approx(4 / 12)
+    assert "valid" not in report["figures"]
     assert report["counts"]["samples_missing"] == 6
-    (tmp_path / "formulas.txt").write_text("Eu2FeGe2OS6\nCe6Cd23Te\n")
+    assert {"samples", "unreadable", "timeouts", "crashes", "errors"} <= report["counts"].keys()
+    named = [replace(text, prompt_id=f"Na4Cl4_P4-nmm_{i}") for i, text in enumerate(runs[0])]  # as `generate` does
+    report, _ = evaluate_literature([named], compounds, LiteratureSettings(progress=False))
+    assert (value(report, "valid_mean"), report["counts"]["samples"]) == (1, 2)
+    with pytest.raises(Mat2SeqError, match=r"no samples of NaCl ...: its samples are for other ..."):
+        evaluate_literature([[sample("other", 0, None)]], compounds, LiteratureSettings(progress=False))
+    (tmp_path / "formulas.txt").write_text("Eu2 Fe Ge2 O S6\r\n\nCe6Cd23Te\n")
     assert [compound.formula for compound in read_compounds(tmp_path / "formulas.txt")] == ["Eu2FeGe2S6O", "Ce6Cd23Te"]
     (tmp_path / "formulas.txt").write_text("Eu2FeGe2OS6\nnonsense\n")
     with pytest.raises(Mat2SeqError, match="'nonsense'"):

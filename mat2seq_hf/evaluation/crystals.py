@@ -305,6 +305,7 @@ def counts_of(texts: Sequence[SampleText], samples: Sequence[Examined]) -> dict[
         "unreadable": len(reasons),
         "timeouts": sum(reason.startswith("timeout") for reason in reasons),
         "crashes": sum(reason.startswith("crash") for reason in reasons),
+        "errors": sum(reason.startswith("error") for reason in reasons),
     }
 
 

@@ -152,12 +152,14 @@ def _distances(samples: Sequence[Examined], references: Sequence[Examined]) -> d
 
 
 def _space_groups(samples: Sequence[Examined], references: Sequence[Examined] | None) -> list[dict[str, Any]]:
-    """The most frequent space groups."""
-    found = Counter(sample.space_group for sample in samples if sample.space_group is not None)
-    other = Counter(item.space_group for item in references or () if item.space_group is not None)
+    """The most frequent space groups of the crystals whose distance is measured: valid samples, readable references."""
+    found = Counter(sample.space_group for sample in samples if sample.valid)
+    other = Counter(item.space_group for item in references or () if item.readable)
     table = []
     for number, count in found.most_common(15):
-        row: dict[str, Any] = {"space group": number, "samples (%)": round(100 * count / sum(found.values()), 2)}
+        if number is None:  # not found; it counts among all
+            continue
+        row: dict[str, Any] = {"space group": number, "valid samples (%)": round(100 * count / sum(found.values()), 2)}
         if references is not None:
             row["reference (%)"] = round(100 * other[number] / max(sum(other.values()), 1), 2)
         table.append(row)

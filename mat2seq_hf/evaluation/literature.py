@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 from ..corpora.sources import read_rows
 from ..errors import Mat2SeqError
 from . import pool
-from .crystals import Examined, examine, examine_all, kinds_of_reasons
+from .crystals import Examined, counts_of, examine, examine_all, kinds_of_reasons
 from .formulas import reduced_formula
 from .matching import Matcher
 from .ranges import check_ranges
@@ -58,10 +60,16 @@ def read_compounds(path: str | Path) -> list[Compound]:
     file = Path(path)
     compounds = []
     if file.suffix == ".txt":
-        for number, line in enumerate(file.read_text(encoding="utf-8-sig").split(), start=1):
-            formula = reduced_formula(line)
+        try:
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise Mat2SeqError(f"{file} is not a text file (UTF-8)") from error
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            formula = reduced_formula("".join(line.split()))
             if formula is None:
-                raise Mat2SeqError(f"{file.name}: word {number}, {line!r}, is no formula")
+                raise Mat2SeqError(f"{file.name}:{number}: {line!r} is no formula; each line holds one")
             compounds.append(Compound(formula))
     else:
         for row in read_rows([file]):
@@ -78,7 +86,10 @@ def read_compounds(path: str | Path) -> list[Compound]:
 
 
 def _asked(text: SampleText) -> str | None:
-    """Reduced formula that a sample was asked to have: its prompt, or its prompt's id."""
+    """Reduced formula that a sample was asked to have: its prompt, its prompt's id, or what that begins with.
+
+    Files that ``mat2seq generate NaCl -o out`` writes begin with the formula, such as ``Na4Cl4_Fm-3m_1.cif``.
+    """
     prompt = dict(text.facts).get("prompt")
     if isinstance(prompt, str):
         try:
@@ -89,7 +100,7 @@ def _asked(text: SampleText) -> str | None:
             asked = asked.get("formula")
         if isinstance(asked, str) and (formula := reduced_formula(asked)):
             return formula
-    return reduced_formula(text.prompt_id)
+    return reduced_formula(text.prompt_id) or reduced_formula(text.prompt_id.partition("_")[0])
 
 
 def evaluate_literature(
@@ -98,7 +109,8 @@ def evaluate_literature(
     """Validity of the samples for each compound: mean and standard deviation over runs, and matches.
 
     Args:
-        runs: the samples of each run; a sample belongs to the compound that its prompt, or its prompt's id, names.
+        runs: the samples of each run; a sample belongs to the compound of the formula in its prompt, or else of its
+            prompt's id, or else of what stands before the first ``_`` of that.
         compounds: see :func:`read_compounds`.
         settings: see :class:`LiteratureSettings`.
 
@@ -112,7 +124,11 @@ def evaluate_literature(
     for number, run in enumerate(runs):
         own = [(number, formula, text) for text in run if (formula := _asked(text)) in by_formula and formula]
         if not own:
-            raise Mat2SeqError(f"run {number + 1} has no samples of {', '.join(list(by_formula)[:3])} ...")
+            asked = ", ".join(sorted({text.prompt_id for text in run})[:3])
+            raise Mat2SeqError(
+                f"run {number + 1} has no samples of {', '.join(list(by_formula)[:3])} ...: its samples are for "
+                f"{asked} ...; a sample belongs to the compound of the formula in its prompt, prompt_id or file name"
+            )
         placed += own
     samples = examine_all([text.cif for _, _, text in placed], label="reading samples", **options)
     tasks = [
@@ -143,21 +159,31 @@ def evaluate_literature(
         "counts": {
             "compounds": len(compounds),
             "runs": len(runs),
-            "samples": len(rows),
             "samples_missing": missing,
             "samples_of_other_formulas": sum(len(run) for run in runs) - len(rows),
-            "timeouts": sum(row["outcome"] == "timeout" for row in rows),
+            **_counts([text for _, _, text in placed], samples, outcomes),
         },
         "figures": figures,
         "reasons": kinds_of_reasons(rows),
         "tables": {"compounds": _by_compound(rows, compounds)},
         "notes": [
-            "Valid: readable, the asked formula, charge-neutral (smact) and no two atoms within 0.5 angstrom.",
-            "In each run every compound has as many samples as the compound with most; missing ones are not valid.",
+            "Valid and right: the asked formula, charge-neutral (smact) and no two atoms within 0.5 angstrom.",
+            "In each run every compound has as many samples as the compound with most; missing ones are wrong.",
             "The mean over runs and its standard deviation (n - 1) are of the shares of each run.",
         ],
     }
     return report, rows
+
+
+def _counts(
+    texts: Sequence[SampleText], samples: Sequence[Examined], outcomes: Sequence[pool.Outcome]
+) -> dict[str, int]:
+    """What happened to the samples, while they were read and while they were matched."""
+    counts = counts_of(texts, samples)
+    kinds = Counter(outcome.kind.split(":", maxsplit=1)[0] for outcome in outcomes)
+    for kind, name in (("timeout", "timeouts"), ("crash", "crashes"), ("error", "errors")):
+        counts[name] += kinds[kind]
+    return counts
 
 
 def _counts_as_valid(row: dict[str, Any]) -> bool:
@@ -181,9 +207,9 @@ def _figures(rows: Sequence[dict[str, Any]], formulas: Sequence[str], n_runs: in
     deviation = statistics.stdev(shares) if n_runs > 1 else None
     figures: dict[str, Figure] = {
         "readable": share(row["readable"] for row in rows),
-        "formula_right": share(row["formula_right"] for row in rows),
+        "formula_right": share(chain((row["formula_right"] for row in rows), repeat(False, missing))),
         "valid_structure": share(row["valid_structure"] for row in rows),
-        "valid": clustered_mean(list(groups.values())),
+        "valid_and_right": clustered_mean(list(groups.values())),
         "valid_mean": plain(statistics.fmean(shares), n_runs),
         "valid_deviation": plain(deviation, n_runs),
     }
@@ -200,7 +226,7 @@ def _by_compound(rows: Sequence[dict[str, Any]], compounds: Sequence[Compound]) 
             {
                 "compound": compound.formula,
                 "samples": len(own),
-                "valid": sum(_counts_as_valid(row) for row in own),
+                "valid and right": sum(_counts_as_valid(row) for row in own),
                 "matched": len(distances) if compound.truth is not None else "no published structure given",
                 "best RMS": best,
             }
