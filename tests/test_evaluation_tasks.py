@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,7 @@ from mat2seq_hf.evaluation.descriptors import describe
 from mat2seq_hf.evaluation.efficiency import EfficiencySettings, evaluate_efficiency
 from mat2seq_hf.evaluation.equivalents import random_equivalent
 from mat2seq_hf.evaluation.hull import read_corpus_by_system
-from mat2seq_hf.evaluation.judges import load_judge, train_judge
+from mat2seq_hf.evaluation.judges import _cached_features, load_judge, train_judge
 from mat2seq_hf.evaluation.literature import LiteratureSettings
 from mat2seq_hf.evaluation.potential import load_calculator
 from mat2seq_hf.evaluation.schema import load_report
@@ -40,6 +41,7 @@ from mat2seq_hf.publishing import save_model_folder
 from mat2seq_hf.registration import DEFAULT_MODEL
 
 pytest.importorskip("ase")
+from ase.calculators.calculator import Calculator
 
 EMT = StabilitySettings("ase.calculators.emt:EMT", progress=False)
 
@@ -98,6 +100,33 @@ def test_of_equal_crystals_the_most_stable_one_is_the_unique_one(corpus: Path, t
         assert report["figures"]["msun"]["value"] == 0.5
 
 
+class Hole(Calculator):
+    """A potential with a hole: the first two atoms attract each other until they overlap."""
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 - as ASE declares it
+
+    def calculate(self, atoms: Any = None, properties: Any = None, system_changes: Any = None) -> None:
+        """A spring without length."""
+        forces = np.zeros((len(atoms), 3))
+        if len(atoms) > 1:
+            pull = atoms.get_distance(0, 1, mic=True, vector=True)
+            forces[0], forces[1] = 10 * pull, -10 * pull
+        energy = -20.0 * len(atoms) + (5 * float(pull @ pull) if len(atoms) > 1 else 0.0)
+        self.results = {"energy": energy, "free_energy": energy, "forces": forces, "stress": np.zeros(6)}
+
+
+def test_what_collapses_is_not_stable(corpus: Path, tmp_path: Path) -> None:
+    alloy = Structure(Lattice.cubic(3.1), ["Cu", "Au"], [[0.0, 0.0, 0.0], [0.5, 0.5, 0.4]])
+    report, (row,) = evaluate_stability(
+        texts_of([alloy]), corpus, corpus, tmp_path, replace(EMT, calculator=f"{__name__}:Hole", fmax=0.001)
+    )
+    assert row["valid_structure"]
+    assert row["outcome"].startswith("relaxed: ")
+    assert (row["e_above_hull"], row["energy_per_atom"], row["unique"]) == (None, None, False)
+    assert (report["counts"]["not_valid_when_relaxed"], report["counts"]["relaxed"]) == (1, 0)
+    assert report["figures"]["stable"]["value"] == report["figures"]["sun"]["value"] == 0
+
+
 def test_started_again_it_computes_nothing_twice(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = texts_of([metal("Cu", 3.7), metal("Au", 4.2)])
     first = evaluate_stability(samples, corpus, None, tmp_path, EMT)
@@ -127,7 +156,7 @@ def test_what_ran_out_of_time_is_tried_again(corpus: Path, tmp_path: Path, monke
     (tmp_path / "single_points.jsonl").unlink()  # what is relaxed stays relaxed: single points alone take time
     with monkeypatch.context() as patched:
         patched.setattr("mat2seq_hf.evaluation.hull.single_point", hang)
-        short, _ = evaluate_stability(samples, corpus, None, tmp_path, replace(EMT, timeout=0.1))
+        short, _ = evaluate_stability(samples, corpus, None, tmp_path, replace(EMT, timeout=2.0))
     assert short["counts"]["failed_single_points"] == short["counts"]["crystals_of_the_hull"] == 1
     assert any("more stable than they are" in note for note in short["notes"])
     report, rows = evaluate_stability(samples, corpus, None, tmp_path, EMT)
@@ -273,6 +302,38 @@ def test_the_default_judge_learns_and_says_how_well() -> None:
     assert np.isnan(predicted[1])
     with pytest.raises(Mat2SeqError, match="needs 100"):
         train_judge(references[:50], "band_gap", lambda values: values > 3.0, progress=False)
+
+
+def test_kept_descriptors_survive_what_broke_and_try_again_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = [Reference(str(index), cif_of(metal("Cu", 3 + index))) for index in range(3)]
+    cache = tmp_path / "kept.npz"
+    options: dict[str, object] = {"progress": False}
+
+    def fail_for_the_last(cif: str) -> list[float]:
+        if cif == kept[-1].cif:
+            raise ValueError
+        return [1.0, 2.0]
+
+    monkeypatch.setattr("mat2seq_hf.evaluation.judges.describe_cif", fail_for_the_last)
+    assert np.isnan(_cached_features(kept, cache, options)).tolist() == [[False] * 2] * 2 + [[True] * 2]
+    whole = cache.read_bytes()
+    asked: list[str] = []
+
+    def describe_all(cif: str) -> list[float]:
+        asked.append(cif)
+        return [3.0, 4.0]
+
+    monkeypatch.setattr("mat2seq_hf.evaluation.judges.describe_cif", describe_all)
+    for content, again in ((whole, 1), (whole[:200], 3), (b"", 3)):
+        cache.write_bytes(content)
+        asked.clear()
+        assert np.isfinite(_cached_features(kept, cache, options)).all()
+        assert len(asked) == again
+        assert np.isfinite(_cached_features(kept, cache, options)).all()
+        assert len(asked) == again
+    assert [file.name for file in tmp_path.iterdir()] == ["kept.npz"]
 
 
 def test_the_default_judge_knows_labels_below_zero() -> None:

@@ -186,7 +186,13 @@ def _declare_stability(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--corpus", required=True, metavar="CORPUS", help="crystals of the hull: a table with a column cif, or CIFs")
     add("--calculator", default="chgnet", help="chgnet (default), or module:function that returns an ASE calculator")
-    add("--cache", type=Path, metavar="FOLDER", help="keeps relaxations and single points (default: OUTPUT/cache)")
+    add(
+        "--cache",
+        type=Path,
+        metavar="FOLDER",
+        help="keeps relaxations and single points (default: OUTPUT/cache); "
+        "a calculator is known by its name: take a new folder for one that was changed",
+    )
     add("--fmax", type=float, default=0.1, help="forces in eV/angstrom that count as relaxed (default: 0.1)")
     add("--steps", type=int, default=200, help="steps of relaxation at most (default: 200)")
     add("--metastable", type=float, default=0.1, help="eV/atom above the hull (default: 0.1)")

@@ -189,21 +189,34 @@ def train_judge(
 
 
 def _cached_features(kept: Sequence[Reference], cache: Path | None, options: dict[str, Any]) -> NDArray[np.float64]:
-    """Descriptors of labelled crystals, kept in a file of numbers with a fingerprint of the texts."""
+    """Descriptors of labelled crystals, kept in a file of numbers with a fingerprint of the texts.
+
+    A row of nan was not computed, because it failed or ran out of time: it is tried again.
+    """
     fingerprint = Store.key(*(item.cif for item in kept))
+    features = np.full((len(kept), 1), np.nan)
     if cache is not None and cache.exists():
         try:
             with np.load(cache, allow_pickle=False) as found:
                 if str(found["fingerprint"]) == fingerprint:
-                    values: NDArray[np.float64] = found["features"]
-                    return values
-        except (OSError, ValueError, KeyError):
-            pass  # cut off or something else: it is written again
-    features = _features([item.cif for item in kept], "describing labelled crystals", options)
+                    features = found["features"]
+        except Exception:  # noqa: BLE001, S110 - numpy raises many types for what is cut off or something else
+            pass  # it is written again
+    missing = np.flatnonzero(np.isnan(features).all(axis=1)).tolist()
+    if not missing:
+        return features
+    new = _features([kept[place].cif for place in missing], "describing labelled crystals", options)
+    if np.isnan(new).all():
+        return features
+    if features.shape[1] != new.shape[1]:
+        features = np.full((len(kept), new.shape[1]), np.nan)
+    features[missing] = new
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with cache.open("wb") as handle:
+        part = cache.with_name(f"{cache.name}.tmp")
+        with part.open("wb") as handle:
             np.savez_compressed(handle, features=features, fingerprint=np.array(fingerprint))
+        part.replace(cache)
     return features
 
 

@@ -83,7 +83,7 @@ def load_calculator(name: str = CHGNET) -> Any:
 
 
 def potential_name(name: str) -> str:
-    """Name and version, under which energies are kept."""
+    """Name, of CHGNet with its version, under which energies are kept; what it stands for is not looked into."""
     if name != CHGNET:
         return name
     from importlib.metadata import version

@@ -98,7 +98,8 @@ def evaluate_stability(
         texts: see :func:`.sources.read_samples`.
         corpus: crystals of the hull, see :func:`~..corpora.sources.read_rows`.
         train: corpus for novelty, see :func:`.novelty.read_corpus`.
-        cache: folder that keeps relaxations and single points; it can serve many runs.
+        cache: folder that keeps relaxations and single points; it can serve many runs. Those of another calculator than
+            CHGNet are known by its name: where the calculator was changed, take a new folder.
         settings: see :class:`StabilitySettings`.
 
     Returns:
@@ -116,6 +117,7 @@ def evaluate_stability(
     after = examine_all(
         [item["cif"] if item else None for item, _ in relaxed], canonical=True, label="reading relaxed", **options
     )
+    relaxed, after = _still_valid(relaxed, after)
     hull = Hull(systems, Store(Path(cache) / "single_points.jsonl"), settings.calculator, **options)
     compositions = [read_structure(item["cif"]).composition if item else None for item, _ in relaxed]
     on_hull = hull.prepare({frozenset(e.symbol for e in c.elements) for c in compositions if c is not None})
@@ -148,7 +150,7 @@ def evaluate_stability(
         f"The hull is that of {name} over {on_hull:,} crystals, as they are in the corpus; it is not DFT's hull.",
         "Phases that the corpus lacks are missing from the hull: an incomplete corpus makes samples look stable.",
         "The samples are relaxed with the potential and the corpus is not, which favours the samples slightly.",
-        "Unique and novel are judged after relaxation; samples without a valid structure are not stable.",
+        "Unique and novel are judged after relaxation; without a valid structure before and after it none is stable.",
         "Of equal crystals the one of least energy above the hull is the unique one.",
         f"Metastable: at most {settings.metastable:g} eV/atom above the hull.",
     ]
@@ -173,6 +175,17 @@ def evaluate_stability(
     return report, rows
 
 
+def _still_valid(
+    relaxed: Sequence[tuple[dict[str, Any] | None, str]], after: Sequence[Examined]
+) -> tuple[list[tuple[dict[str, Any] | None, str]], list[Examined]]:
+    """Relaxations that ended at a valid structure: in a hole of the potential, atoms overlap at very low energies."""
+    kept = [
+        (None, f"relaxed: {found.reason}") if item and not found.valid_structure else (item, outcome)
+        for (item, outcome), found in zip(relaxed, after, strict=True)
+    ]
+    return kept, [found if item else Examined(found.reason) for (item, _), found in zip(kept, after, strict=True)]
+
+
 def _most_stable_first(
     samples: Sequence[Examined], above: Sequence[float | None], train: str | Path | None, options: dict[str, Any]
 ) -> Verdicts:
@@ -195,6 +208,7 @@ def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
         "relaxed": len(relaxed),
         "without_hull": sum(row["e_above_hull"] is None for row in relaxed),
         "relaxation_timeouts": sum(row["outcome"] == "timeout" for row in rows),
+        "not_valid_when_relaxed": sum(row["outcome"].startswith("relaxed: ") for row in rows),
         "relaxation_errors": sum(row["outcome"].startswith(("error", "crash")) for row in rows),
     }
 
