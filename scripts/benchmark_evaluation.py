@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import resource
 import sys
 import warnings
@@ -24,7 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("samples", help="table or folder of samples, see `mat2seq evaluate csp --help`")
     parser.add_argument("--reference", required=True, help="table with material_id and cif")
-    parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts (default: all)")
+    parser.add_argument("--prompts", type=int, default=0, help="only so many prompts, chosen at random (default: all)")
     parser.add_argument("--cores", type=int, default=2, help="of the projection")
     parser.add_argument("--project", type=int, nargs=2, default=(9046, 20), metavar=("PROMPTS", "SAMPLES"))
     return parser.parse_args()
@@ -69,7 +70,9 @@ def main() -> None:
 
     references = read_references(options.reference)
     texts = assign_prompts(read_samples([options.samples]), {item.id for item in references})
-    chosen = set(list(dict.fromkeys(text.prompt_id for text in texts))[: options.prompts or None])
+    answered = sorted({text.prompt_id for text in texts})
+    # the order of ids is no random order: the first ones are the oldest crystals of a database
+    chosen = set(random.Random(0).sample(answered, min(options.prompts or len(answered), len(answered))))
     texts = [text for text in texts if text.prompt_id in chosen]
     references = [item for item in references if item.id in chosen]
     # libraries are imported and tables are built by whoever comes first: neither side pays for that

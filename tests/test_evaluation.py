@@ -30,7 +30,7 @@ from mat2seq_hf.evaluation.formulas import formula_of_cif, reduced_formula
 from mat2seq_hf.evaluation.literature import Compound, LiteratureSettings, evaluate_literature, read_compounds
 from mat2seq_hf.evaluation.matching import Matcher, ReducedCrystal
 from mat2seq_hf.evaluation.novelty import mark_unique
-from mat2seq_hf.evaluation.report import compare_table, render_markdown
+from mat2seq_hf.evaluation.report import compare_table, different_settings, plot_comparison, render_markdown
 from mat2seq_hf.evaluation.schema import (
     clustered_mean,
     format_figure,
@@ -617,6 +617,33 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_report(tmp_path, {"task": "csp", "figures": {"match_1": float("nan")}}, [row] * 2)
     assert pq.read_table(tmp_path / "per_sample.parquet").num_rows == 1
+
+
+def test_reports_on_other_crystals_are_told_apart(
+    references: list[Reference], salts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halves = (references[:1], references[2:], references[:2])
+    reports = []
+    for half in halves:
+        report, _ = evaluate_csp([sample(item.id, 0, salts[item.id]) for item in half], half, QUIET)
+        reports.append({**report, "task": "csp", "name": "val", "inputs": {}, "versions": {}})
+    first, second = (report["ids"]["references"] for report in reports[:2])
+    assert different_settings(reports[:2]) == [f"ids references: {first}, {second}"]
+    assert "counts references: 1, 2" in different_settings(reports[::2])
+    assert "counts samples: 1, 2" in different_settings(reports[::2])
+    assert different_settings([reports[0], {k: v for k, v in reports[0].items() if k != "ids"}]) == []
+    assert compare_table(reports[:2])[0] == ["figure", "val (1)", "val (2)"]
+    axes = pytest.importorskip("matplotlib.axes").Axes
+    drawn = []
+
+    def barh(self: object, places: list[float], values: list[float], **options: object) -> None:
+        drawn.append((len(values), options["label"], options["xerr"]))
+
+    without = {**reports[1], "figures": {"match_1": {"value": 0.5, "low": 0.25, "high": 0.75, "n": 4}}}
+    monkeypatch.setattr(axes, "barh", barh)
+    assert plot_comparison([reports[0], without], tmp_path / "plot.png")
+    assert drawn[0][0] > 1
+    assert drawn[1] == (1, "val (2)", [[25.0], [25.0]])
 
 
 def test_reports_of_different_tasks_are_not_compared(tmp_path: Path, capsys: Capture) -> None:

@@ -18,7 +18,7 @@ from .crystals import counts_of, examine_all, kinds_of_reasons
 from .judges import Judge, load_judge, train_judge
 from .novelty import uniqueness_and_novelty
 from .ranges import check_ranges
-from .schema import Figure, share
+from .schema import Figure, digest, share
 from .sources import Reference, SampleText
 from .validity import smact_installed
 
@@ -124,6 +124,7 @@ def evaluate_conditional(
     report = {
         "settings": asdict(settings),
         "scheme": scheme_fingerprint(),
+        "ids": {"labels": digest(reference.id for reference in labelled)} if labelled else {},
         "counts": counts_of(texts, samples) | {"without_judgement": len(valid) - judged} | verdicts.counts,
         "figures": _figures(rows) | errors,
         "reasons": kinds_of_reasons(rows),

@@ -14,7 +14,7 @@ from . import pool
 from .crystals import Examined, examine_all, examine_references, kinds_of_reasons
 from .matching import Matcher, ReducedCrystal
 from .ranges import check_ranges
-from .schema import Figure, clustered_mean, mean, share
+from .schema import Figure, clustered_mean, digest, mean, share
 from .sources import Reference, SampleText, assign_prompts
 from .validity import smact_installed
 
@@ -131,6 +131,7 @@ def evaluate_csp(
         figures |= more
     report = {
         "settings": {**asdict(settings), "samples": k},
+        "ids": {"references": digest(truths)},
         "counts": _counts(rows, groups, k, truths, left_out) | polymorph_counts,
         "figures": figures,
         "reasons": kinds_of_reasons(rows),

@@ -14,7 +14,7 @@ from .coverage import CoverageCutoffs, coverage
 from .crystals import Examined, counts_of, examine_all, examine_references, kinds_of_reasons
 from .novelty import uniqueness_and_novelty
 from .ranges import check_ranges
-from .schema import Figure, plain, share
+from .schema import Figure, digest, plain, share
 from .sources import Reference, SampleText
 from .validity import smact_installed
 
@@ -109,6 +109,7 @@ def evaluate_denovo(
     report = {
         "settings": asdict(settings),
         "scheme": scheme_fingerprint(),
+        "ids": {"references": digest(reference.id for reference in references)} if references else {},
         "counts": counts_of(texts, samples) | reference_counts | verdicts.counts,
         "figures": figures,
         "reasons": kinds_of_reasons(rows),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Mat2SeqError
-from .schema import LABELS, format_figure, is_share
+from .schema import LABELS, Figure, format_figure, is_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,32 +94,35 @@ def _plot_histogram(axes: Axes, values: Sequence[float], label: str) -> None:
     axes.set_ylabel("samples")
 
 
-def _plot_shares(axes: Axes, report: Mapping[str, Any]) -> None:
-    shares = {n: f for n, f in report["figures"].items() if is_share(n) and f["value"] is not None}
-    names = list(shares)[::-1]
-    values = [100 * shares[name]["value"] for name in names]
-    ends = [[shares[name][end] for name in names] for end in ("low", "high")]
+def _bars(axes: Axes, places: Sequence[Any], figures: Sequence[Figure], **options: Any) -> None:
+    """Bars of shares with their intervals."""
+    values = [100 * (figure["value"] or 0) for figure in figures]
     below, above = (
         [
-            0.0 if end is None else max(0.0, sign * (value - 100 * end))
-            for value, end in zip(values, column, strict=True)
+            0.0 if (end := figure[side]) is None else max(0.0, sign * (value - 100 * end))
+            for value, figure in zip(values, figures, strict=True)
         ]
-        for sign, column in zip((1, -1), ends, strict=True)
+        for sign, side in ((1, "low"), (-1, "high"))
     )
-    axes.barh(names, values, xerr=[below, above])
+    axes.barh(places, values, xerr=[below, above], **options)
     axes.set_xlim(0, 105)
     axes.set_xlabel("%")
+
+
+def _shares(report: Mapping[str, Any]) -> dict[str, Figure]:
+    return {n: f for n, f in report["figures"].items() if is_share(n) and f["value"] is not None}
 
 
 def plot_report(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
     """Draw the shares and what is distributed; False where matplotlib is not installed."""
     if not _plots_possible():
         return False
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Plot
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Plot(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _plot_shares(left, report)
+    shares = _shares(report)
+    _bars(left, list(shares)[::-1], list(shares.values())[::-1])
     curve = report["tables"].get("match_by_samples", [])
     hull = [row["e_above_hull"] for row in rows if row.get("e_above_hull") is not None]
     if hull:
@@ -138,6 +141,16 @@ def plot_report(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], pa
     return True
 
 
+def _headings(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of reports, with their places where two have the same."""
+    names = [str(report["name"]) for report in reports]
+    return [f"{name} ({n})" if names.count(name) > 1 else name for n, name in enumerate(names, start=1)]
+
+
+#: Counts that tell what figures are of; others are results.
+_SIZES = ("references", "compounds", "runs", "crystals", "prompts", "samples", "samples_missing")
+
+
 def compare_table(reports: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Rows of a table with the figures of several reports in columns; the first row is the head.
 
@@ -148,7 +161,7 @@ def compare_table(reports: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     if len(tasks) > 1:
         raise Mat2SeqError(f"reports of different tasks cannot be compared: {', '.join(sorted(tasks))}")
     names = list(dict.fromkeys(name for report in reports for name in report["figures"]))
-    head = ["figure", *(report["name"] for report in reports)]
+    head = ["figure", *_headings(reports)]
     body = [
         [LABELS.get(name, name)]
         + [format_figure(name, report["figures"][name]) if name in report["figures"] else "-" for report in reports]
@@ -158,12 +171,17 @@ def compare_table(reports: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def different_settings(reports: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Settings, inputs and versions in which reports differ, in words: figures may differ because of them."""
+    """What reports differ in, in words: settings, inputs, versions, crystals and numbers of samples."""
     found = []
-    for part in ("settings", "inputs", "versions"):
-        for name in dict.fromkeys(name for report in reports for name in report[part]):
-            values = [report[part].get(name) for report in reports]
+    for part in ("settings", "inputs", "versions", "ids", "counts"):
+        parts = [report.get(part, {}) for report in reports]
+        if part == "ids":
+            parts = [ids for ids in parts if ids]  # reports of earlier versions have none
+        for name in dict.fromkeys(name for own in parts for name in own):
+            values = [own.get(name) for own in parts]
             expected = name in {"processes", "progress"} or (part, name) == ("inputs", "samples")
+            if part == "counts" and name not in _SIZES:
+                continue
             if not expected and len({str(value) for value in values}) > 1:
                 found.append(f"{part} {name}: " + ", ".join(str(value) for value in values))
     return found
@@ -173,22 +191,18 @@ def plot_comparison(reports: Sequence[Mapping[str, Any]], path: Path) -> bool:
     """Draw the shares of several reports side by side; False where matplotlib is not installed."""
     if not _plots_possible():
         return False
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Plot
 
-    names = [
-        name
-        for name in dict.fromkeys(name for report in reports for name in report["figures"])
-        if is_share(name) and any(report["figures"].get(name, {}).get("value") is not None for report in reports)
-    ][::-1]
-    figure = Figure(figsize=(9, 1 + 0.3 * len(names) * max(1.0, len(reports) / 2)), layout="constrained")
+    names = list(dict.fromkeys(name for report in reports for name in _shares(report)))[::-1]
+    figure = Plot(figsize=(9, 1 + 0.3 * len(names) * max(1.0, len(reports) / 2)), layout="constrained")
     axes = figure.subplots()
     height = 0.8 / len(reports)
-    for number, report in enumerate(reports):
-        values = [100 * (report["figures"].get(name, {}).get("value") or 0) for name in names]
-        places = [place + 0.4 - (number + 0.5) * height for place in range(len(names))]
-        axes.barh(places, values, height=height, label=report["name"])
+    for number, (report, heading) in enumerate(zip(reports, _headings(reports), strict=True)):
+        shares = _shares(report)
+        shown = [name for name in names if name in shares]
+        places = [names.index(name) + 0.4 - (number + 0.5) * height for name in shown]
+        _bars(axes, places, [shares[name] for name in shown], height=height, label=heading)
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("%")
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)
     return True

@@ -5,6 +5,8 @@ A report is a dict with
 - ``format``: :data:`REPORT_FORMAT`; ``task``; ``name``: how the report is called in comparisons;
 - ``inputs``, ``settings``, ``versions``, ``command``, ``seconds``: how the figures came about; ``scheme``: the
   fingerprint of the canonical form, where the task uses it;
+- ``ids``: fingerprints of the ids of the crystals that samples are compared with, see :func:`digest`, where a task has
+  such;
 - ``counts``: whole numbers, such as samples read and timeouts;
 - ``figures``: name to ``{"value", "low", "high", "n"}``, the 95 % interval and the number of observations;
 - ``reasons``: why samples were unreadable or invalid, and how often;
@@ -14,6 +16,7 @@ A report is a dict with
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
@@ -33,6 +36,7 @@ __all__ = [
     "REPORT_FORMAT",
     "Figure",
     "clustered_mean",
+    "digest",
     "format_figure",
     "is_share",
     "load_report",
@@ -281,6 +285,11 @@ def write_report(folder: str | Path, report: Mapping[str, Any], rows: Sequence[M
     (path / "report.tmp").write_text(text + "\n", encoding="utf-8")
     (path / "report.tmp").replace(path / "report.json")
     return path / "report.json"
+
+
+def digest(ids: Iterable[str]) -> str:
+    """Twelve digits that tell one choice of crystals from another, whatever their order."""
+    return hashlib.sha256("\0".join(sorted(ids)).encode("utf-8", "replace")).hexdigest()[:12]
 
 
 def load_report(path: str | Path) -> dict[str, Any]:
