@@ -502,7 +502,7 @@ def test_one_comparison_that_hangs_decides_nothing_but_its_own_pair(
         cifs.append(cif_of(other))
     pd.DataFrame({"id": ["a"], "cif": [salts["rock"]]}).to_parquet(tmp_path / "corpus.parquet")
     monkeypatch.setattr(Matcher, "rms", hang_for_large_cells)
-    settings = DenovoSettings(progress=False, coverage=False, timeout=0.2)
+    settings = DenovoSettings(progress=False, coverage=False, timeout=1.0)
     report, rows = evaluate_denovo(
         [sample("", i, cif) for i, cif in enumerate(cifs)], None, tmp_path / "corpus.parquet", settings
     )
@@ -634,10 +634,11 @@ def test_reports_on_other_crystals_are_told_apart(
     assert different_settings([reports[0], {k: v for k, v in reports[0].items() if k != "ids"}]) == []
     assert compare_table(reports[:2])[0] == ["figure", "val (1)", "val (2)"]
     axes = pytest.importorskip("matplotlib.axes").Axes
-    drawn = []
+    original, drawn = axes.barh, []
 
-    def barh(self: object, places: list[float], values: list[float], **options: object) -> None:
+    def barh(self: object, places: list[float], values: list[float], **options: object) -> object:
         drawn.append((len(values), options["label"], options["xerr"]))
+        return original(self, places, values, **options)
 
     without = {**reports[1], "figures": {"match_1": {"value": 0.5, "low": 0.25, "high": 0.75, "n": 4}}}
     monkeypatch.setattr(axes, "barh", barh)

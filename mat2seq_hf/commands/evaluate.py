@@ -124,7 +124,8 @@ def _declare_csp(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--reference", required=True, metavar="CORPUS", help="the true crystals: a table with material_id and cif")
     add("--ids", metavar="FILE", help="take only the crystals whose ids stand in this file, one a line")
-    add("--samples-per-prompt", type=int, metavar="K", help="k (default: as many as the prompt with most has)")
+    add("--samples-per-prompt", type=int, metavar="K",
+        help="k: samples numbered from 0 to K - 1 count (default: as many as the prompt with most has)")  # fmt: skip
     add("--ltol", type=float, default=0.3, help="StructureMatcher, lengths (default: 0.3)")
     add("--stol", type=float, default=0.5, help="StructureMatcher, sites (default: 0.5)")
     add("--angle-tol", type=float, default=10.0, help="StructureMatcher, angles in degree (default: 10)")

@@ -178,6 +178,7 @@ def evaluate_descriptions(
             "crystals": len(chosen),
             "errors": sum(row["outcome"].startswith("error") for row in rows),
             "timeouts": sum(outcome.kind == "timeout" for outcome in outcomes),
+            "crashes": sum(outcome.kind == "crash" for outcome in outcomes),
         },
         "figures": figures,
         "reasons": {},
