@@ -197,7 +197,7 @@ def _cached_features(kept: Sequence[Reference], cache: Path | None, options: dic
     features = np.full((len(kept), 1), np.nan)
     if cache is not None and cache.exists():
         try:
-            with np.load(cache, allow_pickle=False) as found:
+            with cache.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
                 if str(found["fingerprint"]) == fingerprint:
                     features = found["features"]
         except Exception:  # noqa: BLE001, S110 - numpy raises many types for what is cut off or something else
