@@ -502,6 +502,7 @@ def test_one_comparison_that_hangs_decides_nothing_but_its_own_pair(
         cifs.append(cif_of(other))
     pd.DataFrame({"id": ["a"], "cif": [salts["rock"]]}).to_parquet(tmp_path / "corpus.parquet")
     monkeypatch.setattr(Matcher, "rms", hang_for_large_cells)
+    examine_all(cifs, canonical=True, progress=False)  # what the first crystal of all imports takes its time, too
     settings = DenovoSettings(progress=False, coverage=False, timeout=1.0)
     report, rows = evaluate_denovo(
         [sample("", i, cif) for i, cif in enumerate(cifs)], None, tmp_path / "corpus.parquet", settings
