@@ -32,6 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="folder of prepared shards")
     parser.add_argument("--nanogpt", type=Path, required=True, help="folder with nanoGPT's model.py")
     parser.add_argument("--size", default="tiny", choices=("tiny", "small", "large"))
+    parser.add_argument("--model-type", default="gpt2", choices=("gpt2", "llama"), help="ours; theirs is a GPT-2")
     parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens of a micro-batch")
     parser.add_argument("--accumulate", type=int, default=2, help="micro-batches of a step")
     parser.add_argument("--block", type=int, default=512, help="nanoGPT's window, and our packed rows")
@@ -140,9 +141,9 @@ class TheirLoop:
 def run(options: argparse.Namespace) -> tuple[Meter, Meter, float]:
     """Train in turns; both meters, and our mean tokens of a crystal."""
     import numpy as np
-    from transformers import GPT2LMHeadModel, TrainerCallback
+    from transformers import AutoModelForCausalLM, TrainerCallback
 
-    from mat2seq_hf.presets import gpt2_config
+    from mat2seq_hf.presets import gpt2_config, llama_config
     from mat2seq_hf.sequence import scheme_fingerprint
     from mat2seq_hf.training.config import TrainConfig
     from mat2seq_hf.training.data import IGNORED, Examples, MicroBatches, load_corpus
@@ -170,7 +171,8 @@ def run(options: argparse.Namespace) -> tuple[Meter, Meter, float]:
         corpus.lengths, batch_tokens=options.batch_tokens, batching=config.batching, row_length=options.block
     )
     shape = gpt2_config(options.size, dropout=0.0, n_positions=options.block)
-    model = GPT2LMHeadModel(shape)
+    llama = llama_config(options.size, max_position_embeddings=options.block)
+    model = AutoModelForCausalLM.from_config(llama if options.model_type == "llama" else shape)
     model.loss_type = "ForCausalLM"
     parameters = sum(p.numel() for name, p in model.named_parameters() if "wpe" not in name)
     theirs = TheirLoop(options, corpus.ids, shape, device)
