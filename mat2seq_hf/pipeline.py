@@ -275,7 +275,8 @@ class CrystalGenerationPipeline(Pipeline):
         if self._get_set_generation_params(arguments).keys().isdisjoint({"max_length", "max_new_tokens"}):
             arguments["max_new_tokens"] = self._context() - ids.shape[1]
         with _random_numbers(seed, first, self.device), _no_false_alarm():
-            sequences = self.model.generate(input_ids=ids, attention_mask=mask, **arguments)
+            # of a model that was loaded with trust_remote_code, model.generate is the code in its folder
+            sequences = type(self.model).generate(self.model, input_ids=ids, attention_mask=mask, **arguments)
         sequences = getattr(sequences, "sequences", sequences)  # with return_dict_in_generate they come with more
         rows = [until_end(row[row.index(TOKEN_IDS[BOS]) :]) for row in sequences.tolist()]
         every = [prompt for prompt in prompts for _ in range(wanted)]

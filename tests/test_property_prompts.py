@@ -123,9 +123,10 @@ def test_a_property_that_the_model_was_not_trained_with_is_refused(pipe: Any, tm
     ask: dict[str, Any] = {"custom_generate": folder, "trust_remote_code": True, "formula": "NaCl"}
     with pytest.raises(PromptError, match="not trained with the prefix field e_above_hull"):
         model.generate(**ask, properties={"e_above_hull": 0.1})
-    for given in ({"inputs": build_tokenizer()("Na1 Cl1", return_tensors="pt")["input_ids"]}, {"inputs": "NaCl"}):
+    ids = build_tokenizer()("Na1 Cl1", return_tensors="pt")["input_ids"]
+    for given in ({"inputs": ids}, {"inputs": "NaCl", "formula": None}, {"inputs": ids, "formula": None, "n_atoms": 2}):
         with pytest.raises(PromptError, match="inputs would be overlooked"):
-            model.generate(**{**ask, "formula": None}, **given)
+            model.generate(**{**ask, **given})
     with pytest.raises(PromptError, match="empty list"):
         model.generate(**{**ask, "formula": []})
     ids = model.generate(**ask, properties={"band_gap": (4.5, 6.0)}, max_atoms=4)[0].tolist()

@@ -8,13 +8,16 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pymatgen.core import Structure
-from transformers import GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from transformers import pipeline as make_pipeline
 
 from mat2seq_hf import build_tokenizer, canonicalize, gpt2_config
+from mat2seq_hf.errors import PromptError
 from mat2seq_hf.publishing import save_model_folder
 
 # Stands for a virtual environment that has the dependencies of the package and not the package.
@@ -102,6 +105,32 @@ def test_a_saved_folder_gives_tokenizer_and_pipeline_without_the_package(
         "plain_ids": expected,
         "package": False,
     }
+
+
+def test_a_model_that_is_loaded_with_trust_generates_by_formula_and_by_tokens(folder: Path) -> None:
+    stock: Any = AutoModelForCausalLM.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = build_tokenizer()
+    ids = tokenizer("Na1 Cl1", return_tensors="pt")["input_ids"]
+    greedy: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False}
+    expected = stock.generate(ids, **greedy).tolist()
+    assert model.generate(ids, **greedy).tolist() == expected
+    assert model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **greedy).tolist() == expected
+    (drawn,) = model.generate(formula="NaCl", formula_units=1, do_sample=False)
+    assert tokenizer.decode_structure(drawn).composition.formula == "Na1 Cl1"
+    again = {"custom_generate": str(folder), "trust_remote_code": True, "formula": "NaCl", "formula_units": 1}
+    assert torch.equal(model.generate(**again, do_sample=False)[0], drawn)
+    with pytest.raises(PromptError, match="inputs would be overlooked beside a formula"):
+        model.generate(ids, formula="NaCl")
+
+
+def test_pipelines_that_trust_a_folder_generate(folder: Path) -> None:
+    made: Any = make_pipeline
+    trusted = {"model": str(folder), "trust_remote_code": True, "device": "cpu"}
+    (sample,) = made("crystal-generation", **trusted)("NaCl", do_sample=False, formula_units=1)
+    assert sample["formula"] == "Na1 Cl1"
+    (answer,) = made("text-generation", **trusted)("Na1 Cl1", do_sample=False, max_new_tokens=3)
+    assert len(answer["generated_text"]) > len("Na1 Cl1")
 
 
 def test_the_folder_names_no_pipeline_that_would_shadow_the_package(folder: Path) -> None:

@@ -1,12 +1,14 @@
 """Generation under the grammar for a model folder: ``model.generate(custom_generate=folder, trust_remote_code=True)``.
 
 This file is copied into the folder as ``custom_generate/generate.py``. It takes the package if that is installed, and
-else the modules that lie beside the weights.
+else the modules that lie beside the weights. Of a model that is loaded with ``trust_remote_code=True`` transformers
+makes it the method ``generate`` itself: what asks for no crystal goes on to the stock method from here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -28,21 +30,27 @@ def _modules(folder: str) -> list[Any]:
         return [import_module(f"{home}.{name}") for name in names]
 
 
-def generate(model: Any, formula: Any = None, code: str | None = None, **arguments: Any) -> Any:
+#: Arguments with which ``model.generate`` is given tokens; ``inputs`` is its first one.
+_TOKENS = ("inputs", "input_ids", "inputs_embeds", "attention_mask")
+
+
+def generate(*inputs: Any, model: Any, formula: Any = None, code: str | None = None, **arguments: Any) -> Any:
     """Token ids of crystals, as ``model.generate`` gives them, drawn under the grammar.
 
     Args:
+        inputs: tokens, and what else ``model.generate`` takes by place. Tokens without a formula or wish are a call of
+            the stock method, which goes on from them without the grammar, as pipelines and servers call it.
         model: given by transformers.
         formula: a reduced formula such as ``"BaTiO3"``, any other prompt that the pipeline takes, a list of them, or
             None for any crystal.
         code: folder or repository with the code, by default the one the model came from.
         arguments: formula_units, elements, n_atoms, max_atoms, space_group, crystal_system, condition, properties or a
-            property by its name, as for the pipeline, and anything that ``model.generate`` takes but ``inputs`` and
-            the like: the prompt takes their place. do_sample is True if not given.
+            property by its name, as for the pipeline, and anything that ``model.generate`` takes. do_sample is True if
+            not given. ``custom_generate`` is the stock method's: it runs the code named there.
 
     Raises:
         FormulaError, PromptError: what is asked cannot be read or fulfilled, names a property that the model was not
-            trained with, or comes as tokens.
+            trained with, or comes with tokens beside a formula or wish.
 
     Returns:
         what ``model.generate`` returns; decode it with the tokenizer of the folder.
@@ -53,11 +61,21 @@ def generate(model: Any, formula: Any = None, code: str | None = None, **argumen
         ... )
         >>> tokenizer.decode_structure(ids[0])
     """
+    stock = partial(type(model).generate, model)  # model.generate may be this function
+    if arguments.get("custom_generate") is not None:
+        asked = {name: value for name, value in (("formula", formula), ("code", code)) if value is not None}
+        return stock(*inputs, **asked, **arguments)
     reading, fitting, masking = _modules(code or model.name_or_path)
     wishes = {name: arguments.pop(name) for name in reading.WISHES if name in arguments}
     arguments = {name: value for name, value in arguments.items() if value is not None}
-    if tokens := sorted(arguments.keys() & {"inputs", "input_ids", "inputs_embeds", "attention_mask"}):
-        raise fitting.PromptError(f"{tokens[0]} would be overlooked: say what is asked by name, as formula='BaTiO3'")
+    if tokens := [*(["inputs"] if inputs else []), *(name for name in _TOKENS if name in arguments)]:
+        nothing_asked = formula is None and all(wish is None for wish in wishes.values())
+        if nothing_asked and not any(isinstance(given, str) for given in (*inputs, arguments.get("inputs"))):
+            return stock(*inputs, **arguments)
+        raise fitting.PromptError(
+            f"{tokens[0]} would be overlooked beside a formula or wish: ask by name alone, as formula='BaTiO3', or "
+            "give tokens alone to go on from them without the grammar"
+        )
     one = formula is None or isinstance(formula, (str, Mapping, reading.Prompt))
     record = getattr(model.config, "mat2seq", None) or {}
     prompts = [reading.read_prompt(asked, wishes) for asked in ([formula] if one else formula)]
@@ -72,4 +90,4 @@ def generate(model: Any, formula: Any = None, code: str | None = None, **argumen
     if arguments.keys().isdisjoint({"max_length", "max_new_tokens"}):
         arguments["max_new_tokens"] = model.config.max_position_embeddings - longest
     arguments.setdefault("do_sample", True)
-    return model.generate(ids, attention_mask=(ids != pad).long(), logits_processor=[processor, *own], **arguments)
+    return stock(ids, attention_mask=(ids != pad).long(), logits_processor=[processor, *own], **arguments)
