@@ -242,22 +242,27 @@ def _field_value(name: str, value: float | tuple[float, ...] | None) -> list[int
     return [(low, high)] if low < high else _field_value(name, value[0])
 
 
+def _conditions(prompt: Prompt) -> list[str]:
+    """Prefix fields that a prompt writes because of ``condition``."""
+    names = ("space_group", "crystal_system", "elements", "n_atoms")
+    return [name for name in names if prompt.condition and getattr(prompt, name) is not None]
+
+
 def _prefix(
     prompt: Prompt, ranks: tuple[int, ...] | None, groups: tuple[int, ...]
 ) -> tuple[int | tuple[int, int], ...]:
     values: dict[str, Sequence[int | tuple[int, int]]] = {}
     values |= {name: _field_value(name, value) for name, value in prompt.properties}
-    if prompt.condition:
-        words: dict[str, str] = {}
-        if prompt.space_group is not None:
-            words["space_group"] = group_word(groups[0])
-        if prompt.crystal_system is not None:
-            words["crystal_system"] = prompt.crystal_system
-        if ranks is not None:
-            words["elements"] = " ".join(ELEMENTS[rank] for rank in ranks)
-        values.update((name, [*tokenize(text)]) for name, text in words.items())
-        if prompt.n_atoms is not None:
-            values["n_atoms"] = [*tokenize(f"n_atoms={prompt.n_atoms}")][1:]
+    for name in _conditions(prompt):
+        if name == "n_atoms":
+            values[name] = [*tokenize(f"n_atoms={prompt.n_atoms}")][1:]
+            continue
+        words = {
+            "space_group": group_word(groups[0]),
+            "crystal_system": str(prompt.crystal_system),
+            "elements": " ".join(ELEMENTS[rank] for rank in ranks or ()),
+        }
+        values[name] = [*tokenize(words[name])]
     if not values:
         return ()
     parts = [part for name in FIELDS if name in values for part in (*tokenize(f"{name}="), *values[name])]
@@ -335,16 +340,16 @@ def prompt_for_model(prompt: Prompt, record: Mapping[str, Any]) -> Prompt:
 
     Returns:
         the prompt; where it does not speak of the size of the cell, with the limit ``max_atoms`` of the model, unless
-        no crystal is that small.
+        no crystal is that small; with ``condition``, a formula and a model that knows ``elements``, with its elements.
 
     Raises:
         FormulaError, PromptError: it cannot be fulfilled, or has prefix fields that the model has never seen: it would
             answer at random.
     """
     trained = record.get("fields", ())
-    wanted = [name for name, _ in prompt.properties]
-    if prompt.condition:
-        wanted += [n for n in ("space_group", "crystal_system", "elements", "n_atoms") if getattr(prompt, n)]
+    if prompt.condition and prompt.formula is not None and prompt.elements is None and "elements" in trained:
+        prompt = replace(prompt, elements=tuple(parse_formula(prompt.formula)))
+    wanted = [*(name for name, _ in prompt.properties), *_conditions(prompt)]
     if unknown := [name for name in wanted if name not in trained]:
         raise PromptError(
             f"the model was not trained with the prefix field {', '.join(unknown)} "

@@ -32,8 +32,9 @@ class Prompt:
         crystal_system: such as ``"cubic"``.
         properties: value of a numeric field, a range ``(low, high)`` in which the model chooses, or None for unknown;
             they become prefix fields, which only a model that was trained with them understands.
-        condition: whether space group, crystal system, elements and number of atoms also become prefix fields. The
-            grammar enforces them in any case.
+        condition: whether the space group, crystal system, elements and number of atoms that are asked for also become
+            prefix fields, and the elements of a formula for a model that was trained with them. The grammar enforces
+            all of them in any case.
         open_prefix: accept any well-formed prefix fields in front, as when texts are scored. They are not compared
             with what follows.
 

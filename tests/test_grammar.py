@@ -263,7 +263,7 @@ def test_counts_up_to_the_limit_can_be_written() -> None:
 def test_wishes_become_prefix_fields_only_when_asked() -> None:
     prompt = Prompt("SiO2", space_group="P3_221", n_atoms=9, properties={"band_gap": 5.7, "e_above_hull": None})
     assert text_of(GRAMMAR.forced_prefix(prompt)).startswith("band_gap= +5.70 e_above_hull= ? | Si3 O6 [P3_221]")
-    prompt = Prompt("SiO2", space_group="P3_221", n_atoms=9, condition=True)
+    prompt = Prompt("SiO2", elements=("O", "Si"), space_group="P3_221", n_atoms=9, condition=True)
     start = "space_group= [P3_221] elements= Si O n_atoms=9 | Si3 O6 [P3_221]"
     assert text_of(GRAMMAR.forced_prefix(prompt)).startswith(start)
 

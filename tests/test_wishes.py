@@ -107,6 +107,17 @@ def test_a_refusal_names_the_one_space_group_or_says_none() -> None:
         make_plan(Prompt(elements=kinds, space_group=225, n_atoms=6))
 
 
+def test_a_prompt_writes_only_prefix_fields_that_the_model_knows() -> None:
+    asked = Prompt("NaCl", condition=True)
+    assert make_plan(prompt_for_model(asked, {})).prefix == ()
+    assert make_plan(prompt_for_model(asked, {"fields": ["band_gap"]})).prefix == ()
+    named = Prompt("NaCl", elements=("Na", "Cl"), condition=True)
+    knowing = {"fields": ["elements"]}
+    assert make_plan(prompt_for_model(asked, knowing)).prefix == make_plan(prompt_for_model(named, knowing)).prefix != ()
+    with pytest.raises(PromptError, match="not trained with the prefix field elements"):
+        prompt_for_model(named, {"fields": ["band_gap"]})
+
+
 def test_the_limits_of_a_model_are_kept_where_they_can_be() -> None:
     record = {"max_atoms": 20, "fields": ["band_gap", "space_group"]}
     assert prompt_for_model(Prompt("NaCl"), record).max_atoms == 20
