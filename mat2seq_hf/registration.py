@@ -28,7 +28,9 @@ DEFAULT_MODEL = Path(__file__).resolve().parent / "default_model"
 
 def _enter_tokenizer(tokenizer_class: type[Any]) -> None:
     from transformers.configuration_utils import PreTrainedConfig
-    from transformers.models.auto.tokenization_auto import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES, AutoTokenizer
+
+    from .tokenizer import CLASS_BESIDE_CODE
 
     class Mat2SeqTokenizerConfig(PreTrainedConfig):
         """Key under which AutoTokenizer keeps the class: under GPT2Config it would take over every GPT-2."""
@@ -36,6 +38,7 @@ def _enter_tokenizer(tokenizer_class: type[Any]) -> None:
         model_type = "mat2seq-tokenizer"
 
     AutoTokenizer.register(Mat2SeqTokenizerConfig, tokenizer_class=tokenizer_class, exist_ok=True)
+    REGISTERED_TOKENIZER_CLASSES[CLASS_BESIDE_CODE.removesuffix("Fast")] = tokenizer_class
 
 
 def _enter_pipeline(pipeline_class: type[Any]) -> None:

@@ -7,7 +7,9 @@ gives crystals as well.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, SupportsIndex, SupportsInt, cast
 
 from pymatgen.core import Structure
@@ -24,7 +26,13 @@ from .errors import DecodeError, SchemeMismatchError
 from .sequence import scheme_fingerprint
 from .vocabulary import BOS, EOS, PAD, TOKEN_IDS, TOKENS, UNK, tokenize
 
-__all__ = ["Mat2SeqTokenizer", "build_tokenizer", "text_of_tokens"]
+__all__ = ["CLASS_BESIDE_CODE", "Mat2SeqTokenizer", "build_tokenizer", "text_of_tokens"]
+
+#: What a folder with code says its tokenizer is. AutoTokenizer loads a folder with code that it is not trusted to run
+#: only if transformers knows the class, or a tokenizer for the architecture: GPT-2 has one, Llama has none. It takes
+#: off one "Fast" first; with this package what is left is registered as the full tokenizer, without it another one
+#: goes, and the plain tokenizer is left.
+CLASS_BESIDE_CODE = "TokenizersBackendFastFast"
 
 _LONGEST_WORD = 10_000  # characters; above it WordPiece answers <unk> without looking
 _BEGIN = frozenset((TOKEN_IDS[PAD], TOKEN_IDS[BOS]))
@@ -139,6 +147,17 @@ class Mat2SeqTokenizer(TokenizersBackend):
             True
         """
         return tokenize(text)
+
+    def _save_pretrained(
+        self, save_directory: Any, file_names: tuple[str, ...], *args: Any, **kwargs: Any
+    ) -> tuple[str, ...]:
+        """Called by ``save_pretrained`` when it has written the settings, before it uploads anything."""
+        settings = Path(file_names[0])
+        written = json.loads(settings.read_text(encoding="utf-8"))
+        if "auto_map" in written:
+            text = json.dumps({**written, "tokenizer_class": CLASS_BESIDE_CODE}, indent=2, sort_keys=True)
+            settings.write_text(text + "\n", encoding="utf-8")
+        return super()._save_pretrained(save_directory, file_names, *args, **kwargs)
 
     def decode_crystal(self, ids: Any) -> CanonicalCrystal:
         """Crystal of one sequence of token ids.

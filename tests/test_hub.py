@@ -12,10 +12,11 @@ from hub_server import hub
 PUBLISH = """
 import sys
 import torch
-from transformers import GenerationConfig, GPT2LMHeadModel
-from mat2seq_hf import CrystalGenerationPipeline, build_tokenizer, gpt2_config
+from transformers import GenerationConfig, LlamaForCausalLM
+from mat2seq_hf import CrystalGenerationPipeline, build_tokenizer, llama_config
 torch.manual_seed(0)
-model = GPT2LMHeadModel(gpt2_config("tiny", n_embd=16, n_layer=1, n_head=2, n_positions=128))
+shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+model = LlamaForCausalLM(llama_config("tiny", **shape, max_position_embeddings=128))
 model.generation_config = GenerationConfig(do_sample=True, bos_token_id=1, eos_token_id=2, pad_token_id=0)
 pipe = CrystalGenerationPipeline(model=model, tokenizer=build_tokenizer(), device="cpu")
 pipe.push_to_hub("me/pushed")
@@ -36,6 +37,7 @@ sys.modules["mat2seq_hf"] = None
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 name = sys.argv[1]
+assert type(AutoTokenizer.from_pretrained(name)).__name__ == "TokenizersBackend"  # encodes text, runs no code
 Pipe = get_class_from_dynamic_module("pipeline.CrystalGenerationPipeline", name)
 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
 pipe = Pipe(model=AutoModelForCausalLM.from_pretrained(name), tokenizer=tokenizer, device="cpu")

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 from pymatgen.core import Structure
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers import pipeline as make_pipeline
 
-from mat2seq_hf import build_tokenizer, canonicalize, gpt2_config
+from mat2seq_hf import build_tokenizer, canonicalize, gpt2_config, llama_config
 from mat2seq_hf.errors import PromptError
 from mat2seq_hf.publishing import save_model_folder
 
@@ -46,11 +46,17 @@ def run(code: str, *arguments: str, home: Path, without_package: bool = False) -
     return answer
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+SMALL_MODELS: dict[str, PretrainedConfig] = {  # transformers has a tokenizer for the first and none for the second
+    "gpt2": gpt2_config("tiny", n_embd=16, n_layer=1, n_head=2, n_positions=128),
+    "llama": llama_config("tiny", hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2),
+}
+
+
+@pytest.fixture(scope="module", params=SMALL_MODELS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(gpt2_config("tiny", n_embd=16, n_layer=1, n_head=2, n_positions=128))
-    return save_model_folder(model, build_tokenizer(), tmp_path_factory.mktemp("model"))
+    model = AutoModelForCausalLM.from_config(SMALL_MODELS[request.param])
+    return save_model_folder(model, build_tokenizer(), tmp_path_factory.mktemp(request.param))
 
 
 def test_a_saved_folder_gives_tokenizer_and_pipeline_without_the_package(
@@ -75,7 +81,7 @@ def test_a_saved_folder_gives_tokenizer_and_pipeline_without_the_package(
             custom_generate=folder, trust_remote_code=True, formula=["NaCl", "Li2O"], num_beams=2, do_sample=False,
             formula_units=1,
         )
-        plain = AutoTokenizer.from_pretrained(folder)
+        plain, refused = (AutoTokenizer.from_pretrained(folder, trust_remote_code=trust) for trust in (None, False))
         text = tokenizer.decode(ids, skip_special_tokens=True)
         print(json.dumps({
             "class": type(tokenizer).__name__,
@@ -85,7 +91,7 @@ def test_a_saved_folder_gives_tokenizer_and_pipeline_without_the_package(
             "formula": tokenizer.decode_structure(ids).composition.formula,
             "generated": [sample["formula"] for sample in answer],
             "drawn": [tokenizer.decode_structure(row).composition.formula for row in drawn],
-            "plain": type(plain).__name__,
+            "plain": [type(plain).__name__, type(refused).__name__],
             "plain_ids": plain.encode(text),
             "package": "mat2seq_hf" in sys.modules,
         }))
@@ -93,15 +99,16 @@ def test_a_saved_folder_gives_tokenizer_and_pipeline_without_the_package(
     answer = run(code, str(folder), str(tmp_path / "quartz.cif"), home=tmp_path, without_package=True)
     tokenizer = build_tokenizer()
     expected = tokenizer.encode(canonicalize(crystals["quartz"]).text)
+    architecture = json.loads((folder / "config.json").read_text())["model_type"]
     assert answer == {
         "class": "Mat2SeqTokenizer",
-        "model": "transformers.models.gpt2.modeling_gpt2",
+        "model": f"transformers.models.{architecture}.modeling_{architecture}",
         "ids": expected,
         "batch": [expected, expected],
         "formula": "Si3 O6",
         "generated": ["Na1 Cl1", "Na1 Cl1"],
         "drawn": ["Na1 Cl1", "Li2 O1"],
-        "plain": "TokenizersBackend",
+        "plain": ["TokenizersBackend", "TokenizersBackend"],
         "plain_ids": expected,
         "package": False,
     }
@@ -137,7 +144,7 @@ def test_the_folder_names_no_pipeline_that_would_shadow_the_package(folder: Path
     config = json.loads((folder / "config.json").read_text())
     assert "custom_pipelines" not in config
     assert "auto_map" not in config
-    assert config["architectures"] == ["GPT2LMHeadModel"]
+    assert config["architectures"] == [{"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[config["model_type"]]]
     assert {"tokenizer.py", "pipeline.py", "canonical.py", "grammar.py"} <= {path.name for path in folder.glob("*.py")}
 
 
@@ -157,10 +164,14 @@ def test_transformers_knows_the_classes_in_whatever_order_it_is_imported(
         {first}
         folder = sys.argv[1]
         tokenizer = AutoTokenizer.from_pretrained(folder)
+        trusted = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
         pipe = pipeline("crystal-generation", model=folder, device="cpu")
-        print(json.dumps({{"classes": [type(tokenizer).__module__, type(pipe).__module__]}}))
+        print(json.dumps({{
+            "classes": [type(tokenizer).__module__, type(pipe).__module__], "trusted": type(trusted).__name__
+        }}))
     """
-    assert run(code, str(folder), home=tmp_path) == {"classes": ["mat2seq_hf.tokenizer", "mat2seq_hf.pipeline"]}
+    expected = {"classes": ["mat2seq_hf.tokenizer", "mat2seq_hf.pipeline"], "trusted": "Mat2SeqTokenizer"}
+    assert run(code, str(folder), home=tmp_path) == expected
 
 
 def test_importing_the_package_and_asking_for_help_load_nothing_heavy(tmp_path: Path) -> None:
