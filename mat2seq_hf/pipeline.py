@@ -33,7 +33,7 @@ from .wishes import WISHES, Prompt, read_prompt
 
 __all__ = ["CrystalGenerationPipeline"]
 
-_DRAWING = ("temperature", "top_k", "top_p", "do_sample", "num_beams", "generation_config")
+_SEARCHED = ("temperature", "top_k", "top_p")  # what a generation_config can have for a number of samples
 _MOST_ROWS = 256  # drawn together
 _PUSHING = (  # arguments of push_to_hub
     *("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags"),
@@ -78,6 +78,7 @@ class CrystalGenerationPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         if self.device.type == "cpu" and self.model.dtype != torch.float32:
             self.model.float()  # half precision is stored to save space, and is slow and coarse on a CPU
+        self._generate_kwargs = _without_none(self._generate_kwargs)
         self.model.eval()  # a model that was just made or trained would sample with dropout
         self.grammar = Grammar().compile(self.tokenizer)
         self._check_scheme()
@@ -102,11 +103,13 @@ class CrystalGenerationPipeline(Pipeline):
         Args:
             inputs: a formula such as ``"BaTiO3"`` (taken as a reduced one), a :class:`Prompt`, a dict of its fields,
                 or None to generate freely; or a list, dataset or iterator of these.
-            num_return_sequences: samples for each prompt.
+            num_return_sequences: samples for each prompt; by default what constructor or generation_config say, or 1.
             num_candidates: draw so many and return the ``num_return_sequences`` best of them: valid ones first, of the
                 most frequent space group and Wyckoff positions the likeliest (:mod:`.ranking`).
-            seed: makes the samples repeat, whatever was generated before and whatever else is asked for. With settings
-                that go through ``model.generate`` (beams, min_p, penalties), for the same batch_size only.
+            seed: makes the samples repeat, whatever was generated before and whatever else is asked for. A sample
+                depends on it, the numbers of prompt and sample, and the settings, which the number of samples chooses
+                unless temperature and top_k are given. With settings that go through ``model.generate`` (beams, min_p,
+                penalties), for the same batch_size only.
             batch_size: prompts sampled together.
             progress: called with the number of sequences that were drawn since it was last called.
             formula_units, elements, n_atoms, max_atoms, space_group, crystal_system, properties, condition: fields of
@@ -143,6 +146,8 @@ class CrystalGenerationPipeline(Pipeline):
         wishes = {name: kwargs.pop(name) for name in WISHES if name in kwargs}
         if seed is not None:
             kwargs["seed"] = seed
+        if kwargs.get("num_return_sequences", 1) is None:
+            del kwargs["num_return_sequences"]
         check_sampling(kwargs)
         return wishes, kwargs, {}
 
@@ -194,7 +199,7 @@ class CrystalGenerationPipeline(Pipeline):
     def _forward(  # type: ignore[override]
         self,
         input_tensors: dict[str, Any],
-        num_return_sequences: int = 1,
+        num_return_sequences: int | None = None,
         num_candidates: int | None = None,
         seed: int | None = None,
         progress: Callable[[int], Any] | None = None,
@@ -207,6 +212,9 @@ class CrystalGenerationPipeline(Pipeline):
         """
         asked, index = input_tensors["prompt"], input_tensors["index"]
         prompts, numbers = (asked, index) if isinstance(asked, list) else ([asked], [index])
+        if num_return_sequences is None:
+            num_return_sequences = self._get_set_generation_params(self._given(generate)).get("num_return_sequences", 1)
+            check_sampling({"num_return_sequences": num_return_sequences, "num_candidates": num_candidates})
         wanted = max(num_return_sequences, num_candidates or 0)
         progress = progress or _ignore
         generate = self._with_settings_for(wanted, generate, candidates=num_candidates is not None)
@@ -221,19 +229,25 @@ class CrystalGenerationPipeline(Pipeline):
             groups = [best_of(group, num_return_sequences) for group in groups]
         return {"drawn": groups, "prompt": prompts}
 
-    def _with_settings_for(self, wanted: int, generate: dict[str, Any], *, candidates: bool) -> dict[str, Any]:
-        """Settings of the caller, or those of the model's generation_config for so many samples or the best of many.
+    def _given(self, generate: dict[str, Any]) -> dict[str, Any]:
+        """Settings of a call and, unless it has a generation_config, of the constructor; None is not given."""
+        generate = _without_none(generate)
+        return generate if "generation_config" in generate else {**self._generate_kwargs, **generate}
 
-        More samples are better drawn at a higher temperature. Of the numbers of samples that the generation_config has
-        settings for, its own being those for one, the nearest on a logarithmic scale counts.
+    def _with_settings_for(self, wanted: int, generate: dict[str, Any], *, candidates: bool) -> dict[str, Any]:
+        """Settings of the caller, and what they leave out of plain sampling for so many samples or the best of many.
+
+        More samples are better drawn at a higher temperature. Of the numbers of samples that the model's
+        generation_config has settings for, its own being those for one, the nearest on a logarithmic scale counts.
         """
+        given = self._given(generate)
+        if "generation_config" in given or given.get("do_sample") is False or given.get("num_beams", 1) != 1:
+            return given
         known = getattr(self.model.generation_config, "mat2seq", None) or {}
-        if not generate.keys().isdisjoint(_DRAWING):
-            return generate
         several = [{"samples": 1}, *known.get("any_of", [])]
         nearest = min(several, key=lambda entry: abs(math.log(entry["samples"] / wanted)))
         found = known.get("best", {}) if candidates else nearest
-        return {name: found[name] for name in _DRAWING if name in found} | generate
+        return {name: found[name] for name in _SEARCHED if name in found} | given
 
     def _draw(
         self,
@@ -350,6 +364,11 @@ class CrystalGenerationPipeline(Pipeline):
                 for sample in drawn
             ]
         )
+
+
+def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are given."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _ignore(_: int) -> None:

@@ -3,7 +3,7 @@
 The loop differs from ``generate`` in four ways. Rows that have ended leave the batch. Forced tokens are appended
 without asking the model, and several of them go through it in one call where that pays. Log-probabilities are summed up
 on the way, so nothing is computed twice. And each row has random numbers of its own, so that a sample depends on the
-seed, the number of its prompt and its own number only, not on what else is in the batch.
+seed, the number of its prompt, its own number and the settings only, not on what else is in the batch.
 """
 
 from __future__ import annotations

@@ -85,10 +85,12 @@ def main() -> None:
     except Mat2SeqError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, options.dtype))
+    asked = {name: value for name in ("temperature", "top_k") if (value := getattr(options, name)) is not None}
+    found = settings_of(model.generation_config)
+    if asked and found.pop("mat2seq", None) is not None:
+        print(f"left out: the settings that were searched for several samples, for {asked} is to hold for all of them")
     model.generation_config = GenerationConfig(
-        **{"do_sample": True, "temperature": 0.5, "top_k": 10}
-        | settings_of(model.generation_config)
-        | {name: value for name in ("temperature", "top_k") if (value := getattr(options, name)) is not None},
+        **{"do_sample": True, "temperature": 0.5, "top_k": 10} | found | asked,
         bos_token_id=model.config.bos_token_id,
         eos_token_id=model.config.eos_token_id,
         pad_token_id=model.config.pad_token_id,

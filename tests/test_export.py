@@ -31,11 +31,15 @@ def test_settings_stay_and_what_belongs_to_another_model_goes(tmp_path: Path) ->
     output.mkdir()
     for name in ("README.md", "model.safetensors.index.json"):
         (output / name).write_text("of another model")
-    assert export(source, "-o", output, "--top-k", 9).returncode == 0
+    assert export(source, "-o", output).returncode == 0
     kept = json.loads((output / "generation_config.json").read_text())
-    assert (kept["temperature"], kept["top_k"], kept["mat2seq"]) == (0.8, 9, searched)
+    assert (kept["temperature"], kept["top_k"], kept["mat2seq"]) == (0.8, 7, searched)
     assert not (output / "README.md").exists()
     assert not (output / "model.safetensors.index.json").exists()
+    said = export(source, "-o", output, "--top-k", 9).stdout
+    assert "left out: the settings that were searched for several samples" in said
+    kept = json.loads((output / "generation_config.json").read_text())
+    assert (kept["temperature"], kept["top_k"], "mat2seq" in kept) == (0.8, 9, False)
 
 
 def test_nothing_is_written_where_something_is_wrong(tmp_path: Path) -> None:

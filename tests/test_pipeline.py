@@ -311,7 +311,7 @@ def test_settings_for_many_samples_come_from_the_generation_config(pipe: Crystal
         many = pipe("NaCl", num_return_sequences=3, seed=2, **SMALL)
         few = pipe("NaCl", num_return_sequences=1, seed=2, **SMALL)
         more = pipe("NaCl", num_return_sequences=12, seed=2, **SMALL)
-        own = pipe("NaCl", num_return_sequences=3, seed=2, top_k=50, **SMALL)
+        own = pipe("NaCl", num_return_sequences=3, seed=2, temperature=1.0, top_k=50, **SMALL)
         best = pipe("NaCl", num_candidates=4, seed=2, **SMALL)
     finally:
         del config.mat2seq
@@ -325,6 +325,39 @@ def test_settings_for_many_samples_come_from_the_generation_config(pipe: Crystal
     assert texts[2] != texts[0]
     assert texts[5] == texts[6]
     assert [sample["text"] for sample in more] == [sample["text"] for sample in hot]
+
+
+def test_settings_of_the_caller_win_over_searched_ones_wherever_they_are_given(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    searched = {"any_of": [{"samples": 5, "temperature": 0.7, "top_k": 9}], "best": {"temperature": 0.2, "top_k": 8}}
+    model.generation_config = GenerationConfig(do_sample=True, temperature=0.1, top_k=7, mat2seq=searched)
+
+    def drawn(call: dict[str, Any], wanted: int = 5, candidates: bool = False, **constructor: Any) -> tuple[Any, Any]:
+        pipe = CrystalGenerationPipeline(model=model, tokenizer=build_tokenizer(), device="cpu", **constructor)
+        settings = pipe.sampling_settings(wanted, candidates=candidates, **call)
+        return settings.temperature, settings.top_k
+
+    own = GenerationConfig(do_sample=True, temperature=1.4, top_k=3)
+    assert drawn({}) == (0.7, 9)
+    assert drawn({}, temperature=1.3) == (1.3, 9)
+    assert drawn({"top_k": 40}, candidates=True) == (0.2, 40)
+    assert drawn({"temperature": None, "do_sample": True}, temperature=None) == (0.7, 9)
+    assert drawn({"top_k": 40}, temperature=1.3) == (1.3, 40)
+    assert drawn({}, generation_config=own) == (1.4, 3)
+    assert drawn({"generation_config": own}, temperature=1.3) == (1.4, 3)
+    assert drawn({}, wanted=1) == (0.1, 7)
+
+
+def test_the_number_of_samples_is_taken_from_wherever_it_is_given(pipe: CrystalGenerationPipeline) -> None:
+    three = {"num_return_sequences": 3}
+    made = CrystalGenerationPipeline(model=pipe.model, tokenizer=pipe.tokenizer, device="cpu", **three)
+    config = GenerationConfig(do_sample=True, num_return_sequences=2)
+    ask: dict[str, Any] = {"n_atoms": 2, "seed": 0}
+    assert [len(made("NaCl", **ask)), len(made("NaCl", num_return_sequences=None, **ask))] == [3, 3]
+    assert len(made("NaCl", num_return_sequences=1, **ask)) == 1
+    assert len(pipe("NaCl", generation_config=config, **ask)) == 2
+    with pytest.raises(PromptError, match="num_candidates must be a whole number of at least 3, not 2"):
+        made("NaCl", num_candidates=2, **ask)
 
 
 @pytest.mark.parametrize("config", [{"temperature": 0.9, "top_k": 10}, {"top_k": 50, "max_new_tokens": 30}])
