@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from pymatgen.core import Structure
 from runs import SCHEME, TEXTS, random_sequences, small_model, write_crystals, write_sequences
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, TrainingArguments
 
 from mat2seq_hf.corpora.schema import shard_paths
 from mat2seq_hf.errors import Mat2SeqError, SchemeMismatchError
@@ -398,6 +399,47 @@ def test_dropout_acts_in_every_block_while_training_and_nowhere_else(tmp_path: P
         model.save_pretrained(tmp_path / "saved")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").train()
     assert set(again.state_dict()) == set(plain.state_dict())
+
+
+def _kin(kind: str) -> PretrainedConfig:
+    """A small checkpoint of another architecture."""
+    shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    known = gpt2_config("tiny").to_dict()
+    fields = {name: known[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "mat2seq")}
+    return AutoConfig.for_model(kind, **fields, **shape, intermediate_size=64, max_position_embeddings=64)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3"])
+def test_dropout_of_a_checkpoint_is_that_of_the_run(tmp_path: Path, kind: str) -> None:
+    config = _kin(kind)
+    config.attention_dropout = 0.1
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "saved")
+    options = ["--train_data=a", f"--output_dir={tmp_path}", f"--init_from={tmp_path / 'saved'}"]
+    ids = torch.tensor([random_sequences(1)[0][:12]])
+    plain = build_model(_config(*options)).train()
+    assert torch.equal(plain(input_ids=ids).logits, plain(input_ids=ids).logits)
+    dropping = build_model(_config(*options, "--dropout=0.3")).train()
+    assert dropping.config.attention_dropout == 0.0
+    assert not torch.equal(dropping(input_ids=ids).logits, dropping(input_ids=ids).logits)
+
+
+def test_dropout_is_refused_where_there_is_no_place_for_it(tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(_kin("gpt_neox")).save_pretrained(tmp_path / "saved")
+    options = ["--train_data=a", f"--output_dir={tmp_path}", f"--init_from={tmp_path / 'saved'}"]
+    with pytest.raises(Mat2SeqError, match=r"dropout 0\.3 cannot be put into a model of type 'gpt_neox'"):
+        build_model(_config(*options, "--dropout=0.3"))
+
+
+def test_fields_that_a_run_changes_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = gpt2_config("tiny", n_embd=32, n_layer=1, n_head=2, n_positions=64)
+    config.mat2seq = {**config.mat2seq, "fields": ["band_gap"]}
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "saved")
+    options = ["--train_data=a", f"--output_dir={tmp_path}", f"--init_from={tmp_path / 'saved'}"]
+    assert build_model(_config(*options)).config.mat2seq["fields"] == []
+    assert "was trained with the prefix fields band_gap, this run trains with none" in caplog.text
+    caplog.clear()
+    build_model(_config(*options, "--prefix_fields", "band_gap"))
+    assert not caplog.text
 
 
 def test_a_llama_drops_what_each_block_adds(tmp_path: Path) -> None:

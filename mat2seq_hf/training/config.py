@@ -64,7 +64,10 @@ class TrainConfig(TrainingArguments):
         metadata={"help": "checkpoint to fine-tune, or `shipped`; default: random weights"},
     )
     dropout: float = field(
-        default=0.0, metadata={"help": "dropout of embeddings and residuals; 0 is best for few epochs"}
+        default=0.0,
+        metadata={
+            "help": "dropout of embeddings and residuals (GPT-2, Llama, Mistral, Qwen); 0 is best for few epochs"
+        },
     )
     prefix_fields: list[str] = field(
         default_factory=list,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,8 @@ __all__ = ["SHIPPED", "build_model", "keep_largest_cell"]
 
 #: Value of ``init_from`` for the model in the package.
 SHIPPED = "shipped"
+
+logger = logging.getLogger(__name__)
 
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
@@ -58,8 +61,17 @@ def _load(config: TrainConfig, source: str, scheme: str, fields: list[str]) -> P
         raise SchemeMismatchError(
             f"model {source} was trained with scheme {found.get('scheme')!r}, this run is {scheme!r}"
         )
+    if (before := found.get("fields") or []) != fields:
+        logger.warning(
+            "%s was trained with the prefix fields %s, this run trains with %s, and the model will take no others: "
+            "--prefix_fields names them",
+            *(source, " ".join(before) or "none", " ".join(fields) or "none"),
+        )
     initial.mat2seq = {**found, "fields": fields}
-    initial.update({name: config.dropout for name in _DROPOUTS if hasattr(initial, name)})
+    own = {name: config.dropout for name in _DROPOUTS if hasattr(initial, name)}
+    if not own and hasattr(initial, "attention_dropout"):
+        own = {"attention_dropout": 0.0}  # as in a fresh Llama: hooks drop out the rest
+    initial.update(own)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, config=initial, dtype=torch.float32)
     return model
 
@@ -70,16 +82,23 @@ def _drop(module: nn.Module, _arguments: object, output: Tensor, *, probability:
 
 
 def _drop_residuals(model: PreTrainedModel, probability: float) -> None:
-    """Dropout of a Llama's embeddings and of what its blocks add to them, where GPT-2 has it.
+    """Dropout of the embeddings of a Llama, Mistral or Qwen and of what its blocks add to them, where GPT-2 has it.
 
     Its configuration only knows that of attention, which is slow on a CPU. Hooks leave what is saved a stock model.
+
+    Raises:
+        Mat2SeqError: the architecture has no place for dropout that is known here.
     """
-    if model.config.model_type != "llama" or not probability:
+    if not probability or any(hasattr(model.config, name) for name in _DROPOUTS):
         return
-    inputs = model.get_input_embeddings()
-    for name, module in model.named_modules():
-        if module is inputs or name.endswith((".self_attn.o_proj", ".mlp.down_proj")):
-            module.register_forward_hook(partial(_drop, probability=probability))
+    added = [m for name, m in model.named_modules() if name.endswith((".self_attn.o_proj", ".mlp.down_proj"))]
+    if not added:
+        raise Mat2SeqError(
+            f"dropout {probability:g} cannot be put into a model of type {model.config.model_type!r}: leave it at 0, "
+            "or start from a GPT-2, Llama, Mistral or Qwen"
+        )
+    for module in (model.get_input_embeddings(), *added):
+        module.register_forward_hook(partial(_drop, probability=probability))
 
 
 def build_model(config: TrainConfig) -> PreTrainedModel:
@@ -87,7 +106,7 @@ def build_model(config: TrainConfig) -> PreTrainedModel:
 
     Raises:
         SchemeMismatchError: the checkpoint was trained with another canonical form or vocabulary.
-        Mat2SeqError: there is no such checkpoint, size or prefix field.
+        Mat2SeqError: there is no such checkpoint, size or prefix field, or no dropout for its architecture.
     """
     scheme = scheme_fingerprint(config.symprec)
     fields = list(check_fields(config.prefix_fields))
