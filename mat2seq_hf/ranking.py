@@ -27,7 +27,9 @@ def prototype(crystal: CanonicalCrystal) -> tuple[Hashable, ...]:
     return (crystal.space_group_number, *(f"{site.element} {site.wyckoff}" for site in crystal.sites))
 
 
-def consensus_order(prototypes: Sequence[Hashable | None], log_probs: Sequence[float]) -> list[int]:
+def consensus_order(
+    prototypes: Sequence[Hashable | None], log_probs: Sequence[float], texts: Sequence[Hashable] | None = None
+) -> list[int]:
     """Indices of the samples, the best first.
 
     The first is the likeliest sample of the most frequent prototype, the second the likeliest of the next one, and so
@@ -38,26 +40,32 @@ def consensus_order(prototypes: Sequence[Hashable | None], log_probs: Sequence[f
     Args:
         prototypes: of each sample; None, which comes last, for what is no valid crystal.
         log_probs: of each sample.
+        texts: of each sample; valid ones whose text has come before go behind those whose text has not.
 
     Example:
         >>> consensus_order(["rutile", "anatase", "anatase", None], [-1.0, -5.0, -4.0, 0.0])
         [2, 0, 1, 3]
     """
     votes = Counter(prototypes)
-    seen: Counter[Hashable | None] = Counter()
+    seen: Counter[Hashable] = Counter()
+    taken: set[Hashable] = set()
     keys = {}
     for index in sorted(range(len(prototypes)), key=lambda index: -log_probs[index]):
         kind = prototypes[index]
-        keys[index] = (True, 0, 0) if kind is None else (False, seen[kind], -votes[kind])
-        seen[kind] += 1
+        text = index if texts is None else texts[index]
+        again = text in taken
+        keys[index] = (2, 0, 0) if kind is None else (int(again), seen[kind, again], -votes[kind])
+        seen[kind, again] += 1
+        taken.add(text)
     return sorted(keys, key=keys.__getitem__)  # stable: what is equal so far stays in the order of probability
 
 
 def best_of(drawn: Sequence[Drawn], count: int) -> list[Drawn]:
-    """The best samples by :func:`consensus_order`; overlapping atoms, and then what is not finished, come last."""
+    """The best samples by :func:`consensus_order`; repeated, overlapping and unfinished ones come last."""
     order = consensus_order(
         [_valid_prototype(sample) for sample in drawn],
         [sample.log_prob if sample.finished else -math.inf for sample in drawn],
+        [tuple(sample.ids) for sample in drawn],
     )
     return [drawn[index] for index in order[:count]]
 

@@ -45,3 +45,9 @@ def test_overlapping_atoms_and_unfinished_samples_have_no_vote_and_come_last() -
 def test_equally_frequent_prototypes_go_by_probability() -> None:
     assert consensus_order(["a", "b", "b", "a"], [-4.0, -3.0, -2.0, -1.0]) == [3, 2, 1, 0]
     assert consensus_order([], []) == []
+
+
+def test_a_crystal_that_is_drawn_again_comes_behind_all_other_valid_ones() -> None:
+    salt, cesium = SALT.format(5.7), CESIUM.format(3.5)
+    samples = [*(drawn(salt, -1.0) for _ in range(3)), drawn(cesium, -8.0), drawn(SALT.format(5.8), -9.0)]
+    assert [sample.log_prob for sample in best_of(samples, 5)] == [-1.0, -8.0, -9.0, -1.0, -1.0]
