@@ -24,7 +24,7 @@ except ImportError:  # code loaded from a Hub repo reads CIFs with pymatgen alon
 else:
     gemmi = _gemmi
 
-__all__ = ["CELL_TAGS", "read_plain_cif"]
+__all__ = ["CELL_TAGS", "gemmi", "read_plain_cif"]
 
 Floats = NDArray[np.float64]
 

@@ -10,10 +10,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
+from .cif_reading import gemmi
 from .elements import ELEMENTS, ORDER
 from .errors import FormulaError, PromptError
 from .feasibility import can_extend, fits, smallest_cell
@@ -184,10 +184,14 @@ def _groups(prompt: Prompt) -> tuple[int, ...]:
 
 
 def _similar(symbol: str) -> str:
-    """The symbol that may have been meant: subscripts without ``_``, lower case, blanks, a wrong letter."""
-    plain = {known.replace("_", "").lower(): known for known in SYMBOLS}
-    found = get_close_matches(re.sub(r"[_\s]", "", symbol).lower(), plain, n=1, cutoff=0.7)
-    return f" (did you mean {plain[found[0]]!r}?)" if found else ""
+    """What may have been meant: another setting, an old name, subscripts without ``_``, other case, blanks."""
+    plain = {known.replace("_", "").lower(): number for number, known in enumerate(SYMBOLS, start=1)}
+    if number := plain.get(re.sub(r"[_\s]", "", symbol).lower()):
+        return f" (did you mean {SYMBOLS[number - 1]!r}?)"
+    setting = gemmi.find_spacegroup_by_name(symbol.replace("_", "")) if gemmi else None
+    if setting is None:
+        return ""
+    return f" (another setting or name of {SYMBOLS[setting.number - 1]!r}, number {setting.number})"
 
 
 def _name(number: int) -> str:

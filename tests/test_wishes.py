@@ -120,6 +120,21 @@ def test_a_prompt_writes_only_prefix_fields_that_the_model_knows() -> None:
         prompt_for_model(named, {"fields": ["band_gap"]})
 
 
+@pytest.mark.parametrize(
+    ("symbol", "said"),
+    [
+        ("Pbnm", r"another setting or name of 'Pnma', number 62"),
+        ("P2_1/n", r"another setting or name of 'P2_1/c', number 14"),
+        ("Cmca", r"another setting or name of 'Cmce', number 64"),
+        ("fm -3m", r"did you mean 'Fm-3m'\?"),
+        ("Pnmm2", r"unknown space group 'Pnmm2'; write"),
+    ],
+)
+def test_hints_for_a_space_group_name_the_same_one(symbol: str, said: str) -> None:
+    with pytest.raises(PromptError, match=said):
+        make_plan(Prompt("NaCl", space_group=symbol))
+
+
 def test_the_limits_of_a_model_are_kept_where_they_can_be() -> None:
     record = {"max_atoms": 20, "fields": ["band_gap", "space_group"]}
     assert prompt_for_model(Prompt("NaCl"), record).max_atoms == 20
