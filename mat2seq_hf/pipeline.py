@@ -26,7 +26,7 @@ from .grammar import Grammar
 from .prompts import prompt_for_model
 from .ranking import best_of
 from .samples import Sample, describe_sample, mark_duplicates
-from .sampling import Drawn, draw_samples, row_keys
+from .sampling import Drawn, context_length, draw_samples, row_keys
 from .sampling_settings import SamplingSettings, check_sampling, plain_settings
 from .vocabulary import BOS, EOS, TOKEN_IDS
 from .wishes import WISHES, Prompt, read_prompt
@@ -127,6 +127,8 @@ class CrystalGenerationPipeline(Pipeline):
             FormulaError, PromptError: what is asked cannot be read or cannot be fulfilled.
         """
         requests: Any
+        if isinstance(inputs, Sized) and hasattr(inputs, "__getitem__") and not isinstance(inputs, Iterable):
+            inputs = [inputs[index] for index in range(len(inputs))]  # such as a KeyDataset
         if inputs is None or isinstance(inputs, (str, Mapping, Prompt)) or not isinstance(inputs, Iterable):
             requests = _Request(0, inputs)
         else:
@@ -155,10 +157,8 @@ class CrystalGenerationPipeline(Pipeline):
         """Token ids that every answer to one prompt begins with, shape (1, length), and the prompt itself."""
         prompt = self.prompt(input_.prompt, **wishes)
         ids = [TOKEN_IDS[BOS], *self.grammar.forced_prefix(prompt)]
-        if len(ids) >= self._context():
-            raise PromptError(
-                f"the prompt alone takes {len(ids)} tokens, the model reads {self._context()}: ask for less"
-            )
+        if len(ids) >= (most := context_length(self.model.config)):
+            raise PromptError(f"the prompt alone takes {len(ids)} tokens, the model reads {most}: ask for less")
         return {
             "input_ids": torch.tensor([ids]),
             "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
@@ -192,9 +192,6 @@ class CrystalGenerationPipeline(Pipeline):
         custom_object_save(type(self), folder)
         if push:  # not before: model and tokenizer would each be uploaded alone, without the code
             self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
-
-    def _context(self) -> int:
-        return int(self.model.config.max_position_embeddings)
 
     def _forward(  # type: ignore[override]
         self,
@@ -287,7 +284,7 @@ class CrystalGenerationPipeline(Pipeline):
         own = arguments.pop("logits_processor", None) or ()
         arguments["logits_processor"] = LogitsProcessorList([processor, *own])
         if self._get_set_generation_params(arguments).keys().isdisjoint({"max_length", "max_new_tokens"}):
-            arguments["max_new_tokens"] = self._context() - ids.shape[1]
+            arguments["max_new_tokens"] = context_length(self.model.config) - ids.shape[1]
         with _random_numbers(seed, first, self.device), _no_false_alarm():
             # of a model that was loaded with trust_remote_code, model.generate is the code in its folder
             sequences = type(self.model).generate(self.model, input_ids=ids, attention_mask=mask, **arguments)

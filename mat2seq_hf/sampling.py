@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from .automaton import Rows
 from .constraints import MaskTable
-from .errors import PromptError
+from .errors import Mat2SeqError, PromptError
 from .grammar import Grammar
 from .sampling_settings import SamplingSettings
 from .vocabulary import BOS, PAD, TOKEN_IDS
 from .wishes import Prompt
 
-__all__ = ["Drawn", "draw_samples", "row_keys"]
+__all__ = ["Drawn", "context_length", "draw_samples", "row_keys"]
 
 Integers = NDArray[np.int64]
 
@@ -54,6 +54,27 @@ class Drawn:
     finished: bool
     log_prob: float
     log_prob_raw: float
+
+
+def context_length(config: PretrainedConfig) -> int:
+    """Tokens that a model reads.
+
+    Raises:
+        Mat2SeqError: it does not say so, or attends to fewer (a sliding window): the cache keeps columns of a batch, in
+            which a window would depend on the other rows.
+    """
+    length, window = (getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window"))
+    if length is None:
+        raise Mat2SeqError(
+            f"the configuration of the {config.model_type} model has no max_position_embeddings: enter there how many "
+            "tokens it reads"
+        )
+    if window is not None and window < length:
+        raise Mat2SeqError(
+            f"the model attends to a sliding window of {window} tokens and reads {length}; sampling needs a "
+            "window of all of them: set sliding_window to None, or use a model that was trained without"
+        )
+    return int(length)
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -150,7 +171,7 @@ class _Batch:
         self, model: PreTrainedModel, rows: Rows, keys: NDArray[np.uint64], settings: SamplingSettings
     ) -> None:
         self.model, self.rows, self.keys, self.settings = model, rows, keys, settings
-        context = int(model.config.max_position_embeddings)
+        context = context_length(model.config)
         count = len(rows)
         self.number = np.arange(count)
         self.limit = np.full(count, context)

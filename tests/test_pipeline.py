@@ -14,6 +14,7 @@ from pymatgen.core import Structure
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2LMHeadModel
 from transformers import pipeline as make_pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines.pt_utils import KeyDataset
 
 from mat2seq_hf import CanonicalCrystal, CrystalGenerationPipeline, Prompt, build_tokenizer, canonicalize, gpt2_config
 from mat2seq_hf.errors import FormulaError, PromptError, SchemeMismatchError
@@ -106,6 +107,12 @@ def test_lists_give_lists_and_iterators_give_iterators(pipe: CrystalGenerationPi
     assert isinstance(lazy, Iterator) or not isinstance(lazy, list)
     assert [texts(answer) for answer in lazy] == [texts(answer) for answer in answers]
     assert pipe([]) == []
+
+
+def test_a_dataset_with_only_items_and_a_length_is_a_list(pipe: CrystalGenerationPipeline) -> None:
+    rows = KeyDataset([{"formula": "NaCl"}, {"formula": "KCl"}], "formula")  # type: ignore[no-untyped-call, arg-type]
+    answers = pipe(rows, seed=3, n_atoms=2)
+    assert [texts(answer) for answer in answers] == [texts(one) for one in pipe(["NaCl", "KCl"], seed=3, n_atoms=2)]
 
 
 def test_seeded_runs_repeat_and_others_differ(pipe: CrystalGenerationPipeline) -> None:

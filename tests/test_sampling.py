@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import BloomConfig, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig
 
 from mat2seq_hf import sampling
 from mat2seq_hf.canonical import CanonicalCrystal
 from mat2seq_hf.constraints import sequence_log_probs
-from mat2seq_hf.errors import PromptError
+from mat2seq_hf.errors import Mat2SeqError, PromptError
 from mat2seq_hf.grammar import Grammar
-from mat2seq_hf.presets import gpt2_config
-from mat2seq_hf.sampling import draw_samples, row_keys
+from mat2seq_hf.presets import gpt2_config, llama_config
+from mat2seq_hf.sampling import context_length, draw_samples, row_keys
 from mat2seq_hf.sampling_settings import SamplingSettings
 from mat2seq_hf.tokenizer import text_of_tokens
 from mat2seq_hf.vocabulary import TOKENS
@@ -110,3 +110,12 @@ def test_other_architectures_are_sampled_alike(model: Any) -> None:
         CanonicalCrystal.from_text(text_of_tokens(sample.ids))
     scores = sequence_log_probs(llama, [s.ids for s in drawn], PROMPTS, [s.given for s in drawn])
     assert [s.log_prob for s in drawn] == pytest.approx([s.log_prob for s in scores], abs=1e-3)
+
+
+def test_a_model_that_forgets_or_does_not_say_what_it_reads_is_refused() -> None:
+    assert context_length(llama_config("tiny")) == 512
+    with pytest.raises(Mat2SeqError, match="a sliding window of 16 tokens and reads 64"):
+        context_length(MistralConfig(max_position_embeddings=64, sliding_window=16))
+    assert context_length(MistralConfig(max_position_embeddings=64, sliding_window=64)) == 64
+    with pytest.raises(Mat2SeqError, match="the bloom model has no max_position_embeddings"):
+        context_length(BloomConfig())

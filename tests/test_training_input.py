@@ -403,7 +403,12 @@ def test_dropout_acts_in_every_block_while_training_and_nowhere_else(tmp_path: P
 
 def _kin(kind: str) -> PretrainedConfig:
     """A small checkpoint of another architecture."""
-    shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     known = gpt2_config("tiny").to_dict()
     fields = {name: known[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "mat2seq")}
     return AutoConfig.for_model(kind, **fields, **shape, intermediate_size=64, max_position_embeddings=64)
