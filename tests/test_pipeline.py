@@ -110,7 +110,7 @@ def test_lists_give_lists_and_iterators_give_iterators(pipe: CrystalGenerationPi
 
 
 def test_a_dataset_with_only_items_and_a_length_is_a_list(pipe: CrystalGenerationPipeline) -> None:
-    rows = KeyDataset([{"formula": "NaCl"}, {"formula": "KCl"}], "formula")  # type: ignore[no-untyped-call, arg-type]
+    rows = KeyDataset([{"formula": "NaCl"}, {"formula": "KCl"}], "formula")  # type: ignore[arg-type]
     answers = pipe(rows, seed=3, n_atoms=2)
     assert [texts(answer) for answer in answers] == [texts(one) for one in pipe(["NaCl", "KCl"], seed=3, n_atoms=2)]
 
