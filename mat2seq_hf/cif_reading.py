@@ -192,9 +192,12 @@ def _expanded(points: Floats, rotations: Floats, translations: Floats, same: flo
 
 
 def _near(first: Floats, second: Floats, same: float) -> NDArray[np.bool_]:
-    differences = first[:, None, :] - second
-    differences -= np.rint(differences)
-    return np.asarray((np.abs(differences) <= same).all(axis=2))
+    near = np.ones((len(first), len(second)), dtype=bool)
+    for one, other in zip(first.T, second.T, strict=True):  # axis by axis: numpy is slow along an axis of length 3
+        differences = one[:, None] - other
+        differences -= np.rint(differences)
+        near &= np.abs(differences, out=differences) <= same
+    return near
 
 
 def _agrees(formula: str, symbols: list[str]) -> bool:

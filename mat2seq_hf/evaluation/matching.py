@@ -100,8 +100,10 @@ def _may_shrink(structure: Structure) -> bool:
     shifts = fewest[1:] - fewest[0]
     for element in elements:
         group = coords[symbols == element]
-        apart = group[None, :, None, :] - group[None, None, :, :] - shifts[:, None, None, :]
-        near = (np.abs(apart - np.round(apart)) <= 2 * tolerance * _SLACK).all(axis=3)
+        near = np.ones((len(shifts), len(group), len(group)), dtype=bool)
+        for along, shift, limit in zip(group.T, shifts.T, 2 * tolerance * _SLACK, strict=True):
+            apart = along[None, :, None] - along - shift[:, None, None]
+            near &= np.abs(apart - np.round(apart)) <= limit
         shifts = shifts[near.any(axis=1).all(axis=1)]
         if not len(shifts):
             return False
