@@ -104,7 +104,7 @@ def _may_shrink(structure: Structure) -> bool:
         for along, shift, limit in zip(group.T, shifts.T, 2 * tolerance * _SLACK, strict=True):
             apart = along[None, :, None] - along - shift[:, None, None]
             near &= np.abs(apart - np.round(apart)) <= limit
-        shifts = shifts[near.any(axis=1).all(axis=1)]
+        shifts = shifts[np.all(np.any(near, axis=1), axis=1)]
         if not len(shifts):
             return False
     return True
