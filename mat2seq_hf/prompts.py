@@ -257,16 +257,14 @@ def _prefix(
 ) -> tuple[int | tuple[int, int], ...]:
     values: dict[str, Sequence[int | tuple[int, int]]] = {}
     values |= {name: _field_value(name, value) for name, value in prompt.properties}
+    words = {
+        "space_group": group_word(groups[0]),
+        "crystal_system": str(prompt.crystal_system),
+        "elements": " ".join(ELEMENTS[rank] for rank in ranks or ()),
+    }
     for name in _conditions(prompt):
-        if name == "n_atoms":
-            values[name] = [*tokenize(f"n_atoms={prompt.n_atoms}")][1:]
-            continue
-        words = {
-            "space_group": group_word(groups[0]),
-            "crystal_system": str(prompt.crystal_system),
-            "elements": " ".join(ELEMENTS[rank] for rank in ranks or ()),
-        }
-        values[name] = [*tokenize(words[name])]
+        # a number stands in one word with its field
+        values[name] = [*tokenize(f"n_atoms={prompt.n_atoms}")][1:] if name == "n_atoms" else [*tokenize(words[name])]
     if not values:
         return ()
     parts = [part for name in FIELDS if name in values for part in (*tokenize(f"{name}="), *values[name])]
