@@ -72,7 +72,8 @@ def matches(folder: Path, asked: list[Any], truths: dict[str, Any]) -> list[dict
     from tqdm import tqdm
 
     from mat2seq_hf import CanonicalCrystal
-    from mat2seq_hf.evaluation.matching import Matcher, reduce_crystal
+    from mat2seq_hf.evaluation.matching import Matcher
+    from mat2seq_hf.evaluation.reduced_cell import reduce_crystal
     from mat2seq_hf.generation import merge
 
     remembered = folder / "matches.json"

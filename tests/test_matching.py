@@ -7,8 +7,9 @@ import pytest
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
-from mat2seq_hf.evaluation.matching import Matcher, reduce_crystal
+from mat2seq_hf.evaluation.matching import Matcher
 from mat2seq_hf.evaluation.pool import Outcome, run
+from mat2seq_hf.evaluation.reduced_cell import reduce_crystal
 
 
 def distorted(structure: Structure, rng: np.random.Generator, strain: float, shift: float) -> Structure:
@@ -73,6 +74,39 @@ def test_of_equally_rare_elements_the_first_by_symbol_decides_as_in_pymatgen() -
         assert len(reduce_crystal(structure).numbers) == len(plain)
         shrunk += len(plain) == 2
     assert shrunk > 30
+
+
+def test_reduced_cells_have_the_bits_of_pymatgen(crystals: dict[str, Structure]) -> None:
+    rng = np.random.default_rng(0)
+    sizes = []
+    for structure in crystals.values():
+        variants = [structure]
+        for amount in (0.0, 0.1, 0.25, 0.35):  # angstrom: images coincide, hardly coincide, do not
+            for matrix in (
+                [[2, 0, 0], [0, 1, 0], [0, 0, 1]],
+                [[1, 1, 0], [-1, 1, 0], [0, 1, 2]],
+                [[0, 1, 1], [1, 0, 1], [1, 1, 0]],
+            ):
+                large = structure.copy()
+                large.make_supercell(matrix)
+                shifts = rng.normal(size=(len(large), 3))
+                shifts *= amount / np.linalg.norm(shifts, axis=1)[:, None]
+                coords = large.frac_coords + shifts @ large.lattice.inv_matrix
+                variants.append(Structure(large.lattice, large.species, coords))
+        for variant in variants:
+            plain = variant.get_reduced_structure("niggli").get_primitive_structure()
+            found = reduce_crystal(variant)
+            assert (found.matrix == plain.lattice.matrix).all()
+            assert (found.coords == plain.frac_coords).all()
+            assert found.numbers.tolist() == list(plain.atomic_numbers)
+            sizes.append(len(variant) // len(plain))
+    assert {1, 2, 4} <= set(sizes)
+
+
+def test_many_equal_atoms_are_compared_in_blocks() -> None:
+    metal = Structure(Lattice.cubic(3.0), ["Fe"], [[0.0, 0.0, 0.0]])
+    metal.make_supercell([6, 6, 5])  # 180 atoms: 180 x 180 x 180 distances are more than a block
+    assert len(reduce_crystal(metal).numbers) == 1
 
 
 def spoil(task: int) -> int:

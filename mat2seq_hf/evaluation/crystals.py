@@ -19,12 +19,12 @@ from ..corpora.texts import crystal_of
 from ..elements import SYMBOL_OF
 from ..errors import Mat2SeqError
 from . import pool
-from .matching import ReducedCrystal, reduce_crystal
+from .reduced_cell import ReducedCrystal, reduce_crystal
 from .sources import SampleText
 from .validity import charge_neutral
 
 if TYPE_CHECKING:
-    from pymatgen.core import Structure
+    from pymatgen.core import Composition, Structure
 
 __all__ = [
     "Examined",
@@ -101,14 +101,22 @@ def read_structure(text: str) -> Structure:
     Raises:
         Mat2SeqError: it is no ordered crystal of at most 1,000 atoms with finite numbers.
     """
-    from pymatgen.core import Element
-
     if len(text) > _MAX_CHARACTERS:
         raise Mat2SeqError(f"a text of {len(text)} characters; up to {_MAX_CHARACTERS} are read")
     crystal = crystal_of(text)
-    structure = _read_cif(crystal) if isinstance(crystal, str) and is_cif(crystal) else _read_other(crystal)
+    if isinstance(crystal, str) and is_cif(crystal):
+        structure = _read_fast(crystal) or _checked(_read_cif(crystal))  # what is read fast needs no check
+    else:
+        structure = _checked(_read_other(crystal))
     if not 0 < len(structure) <= _MAX_SITES:
         raise Mat2SeqError(f"{len(structure)} sites; 1 to {_MAX_SITES} are evaluated")
+    return structure
+
+
+def _checked(structure: Structure) -> Structure:
+    """The crystal without oxidation states, if it is one of whole atoms with finite numbers."""
+    from pymatgen.core import Element
+
     if not structure.is_ordered:
         raise Mat2SeqError("partially occupied sites")
     if not (np.isfinite(structure.lattice.matrix).all() and np.isfinite(structure.frac_coords).all()):
@@ -129,8 +137,6 @@ def composition_prompt(structure: Structure) -> dict[str, Any]:
 def _read_cif(cif: str) -> Structure:
     from pymatgen.core import Structure
 
-    if (structure := _read_fast(cif)) is not None:
-        return structure
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -166,7 +172,15 @@ def _read_fast(cif: str) -> Structure | None:
     if any(np.isnan(number) for number, _ in keys):  # noble gases: comparisons with nan follow no order of their own
         return Structure(lattice, symbols, points, to_unit_cell=True).get_sorted_structure()
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    return Structure(lattice, [symbols[place] for place in order], points[order], to_unit_cell=True)
+    return Structure(lattice, [_whole_atom(symbols[place]) for place in order], points[order], to_unit_cell=True)
+
+
+@cache
+def _whole_atom(symbol: str) -> Composition:
+    """What pymatgen makes of a symbol for each site anew."""
+    from pymatgen.core import Composition, Element
+
+    return Composition({Element(symbol): 1})
 
 
 @cache

@@ -12,8 +12,9 @@ from typing import Any
 from ..errors import Mat2SeqError
 from . import pool
 from .crystals import Examined, examine_all, examine_references, kinds_of_reasons
-from .matching import Matcher, ReducedCrystal
+from .matching import Matcher
 from .ranges import check_ranges
+from .reduced_cell import ReducedCrystal
 from .schema import Figure, clustered_mean, digest, mean, share
 from .sources import Reference, SampleText, assign_prompts
 from .validity import smact_installed

@@ -1,8 +1,9 @@
 """StructureMatcher's verdict and RMS distance, several times faster.
 
 The search is that of ``pymatgen``'s ``StructureMatcher.get_rms_dist`` with primitive cells and scaling, over the same
-lattices and translations in the same order, with the same tolerances. What differs: crystals are reduced once and not
-once a pair; a pair that cannot match is recognised before the search; and the search handles all lattices at once.
+lattices and translations in the same order, with the same tolerances. What differs: crystals are reduced once
+(:mod:`.reduced_cell`) and not once a pair; a pair that cannot match is recognised before the search; and the search
+handles all lattices at once.
 ``tests/test_matching.py`` and ``scripts/benchmark_evaluation.py`` compare it with the plain loop, pair by pair.
 """
 
@@ -10,104 +11,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from pymatgen.core import Structure
+from .reduced_cell import ReducedCrystal
 
-__all__ = ["Matcher", "ReducedCrystal", "reduce_crystal"]
+__all__ = ["Matcher"]
 
 _Floats = NDArray[np.float64]
 
-_PRIMITIVE = 0.25  # angstrom, the tolerance with which StructureMatcher looks for smaller cells
 _SLACK = 1.0001  # of a check that may only err on the side of the full search
 _PERFECT = 1e-5  # StructureMatcher ends its search at the first superposition better than this
-
-
-@dataclass(frozen=True)
-class ReducedCrystal:
-    """The primitive Niggli cell that StructureMatcher compares.
-
-    Attributes:
-        matrix: rows are the basis vectors, angstrom, shape (3, 3).
-        coords: fractional coordinates, shape (n, 3).
-        numbers: atomic numbers, shape (n,).
-    """
-
-    matrix: _Floats
-    coords: _Floats
-    numbers: NDArray[np.int64]
-
-    @cached_property
-    def volume(self) -> float:
-        """Of the cell, cubic angstrom."""
-        return float(abs(np.dot(np.cross(self.matrix[0], self.matrix[1]), self.matrix[2])))
-
-    @cached_property
-    def sorted_lengths(self) -> _Floats:
-        """Lengths of the basis vectors, ascending, of the cell scaled to unit volume."""
-        lengths: _Floats = np.sort(np.linalg.norm(self.matrix, axis=1)) / self.volume ** (1 / 3)
-        return lengths
-
-    @cached_property
-    def content(self) -> tuple[int, ...]:
-        """Atomic numbers in ascending order."""
-        return tuple(np.sort(self.numbers).tolist())
-
-
-def reduce_crystal(structure: Structure) -> ReducedCrystal:
-    """The cell that StructureMatcher compares: Niggli-reduced, then primitive at 0.25 angstrom.
-
-    Args:
-        structure: ordered, elements without oxidation states.
-
-    Raises:
-        ValueError: the cell cannot be reduced (it is degenerate).
-    """
-    reduced = structure.get_reduced_structure("niggli")
-    if _may_shrink(reduced):
-        reduced = reduced.get_primitive_structure()
-    return ReducedCrystal(
-        np.array(reduced.lattice.matrix),
-        np.array(reduced.frac_coords),
-        np.array(reduced.atomic_numbers, dtype=np.int64),
-    )
-
-
-def _may_shrink(structure: Structure) -> bool:
-    """False only where pymatgen's search for a smaller cell would end with the given one.
-
-    Without a common divisor of the atom counts no smaller cell holds the formula. Else a smaller cell needs a
-    translation that brings every atom near another of its element: the search allows 0.5 angstrom along each axis
-    before it looks closer. In very short cells a vector of the smaller lattice can be taken for zero; these are left
-    to the search.
-    """
-    # By symbol, as in pymatgen: of equally rare elements the first one decides which translations are tried.
-    symbols = np.array([site.species_string for site in structure])
-    elements, counts = np.unique(symbols, return_counts=True)
-    units = math.gcd(*counts.tolist())
-    if units == 1:
-        return False
-    tolerance = _PRIMITIVE / np.array(structure.lattice.abc)
-    if (tolerance * units >= 1).any():
-        return True
-    coords = structure.frac_coords
-    fewest = coords[symbols == elements[np.argmin(counts)]]
-    shifts = fewest[1:] - fewest[0]
-    for element in elements:
-        group = coords[symbols == element]
-        near = np.ones((len(shifts), len(group), len(group)), dtype=bool)
-        for along, shift, limit in zip(group.T, shifts.T, 2 * tolerance * _SLACK, strict=True):
-            apart = along[None, :, None] - along - shift[:, None, None]
-            near &= np.abs(apart - np.round(apart)) <= limit
-        shifts = shifts[np.all(np.any(near, axis=1), axis=1)]
-        if not len(shifts):
-            return False
-    return True
 
 
 @dataclass(frozen=True)

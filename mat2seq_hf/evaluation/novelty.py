@@ -27,7 +27,8 @@ from ..sequence import scheme_fingerprint
 from . import pool
 from .crystals import Examined, read_structure
 from .formulas import formula_of_cif, reduced_formula
-from .matching import Matcher, ReducedCrystal, reduce_crystal
+from .matching import Matcher
+from .reduced_cell import ReducedCrystal, reduce_crystal
 
 __all__ = [
     "NOVELTY_MATCHER",
