@@ -236,15 +236,19 @@ class CrystalGenerationPipeline(Pipeline):
 
         More samples are better drawn at a higher temperature. Of the numbers of samples that the model's
         generation_config has settings for, its own being those for one, the nearest on a logarithmic scale counts.
+        Where its own are no longer what was found for one, somebody changed them, and they hold for all numbers.
         """
         given = self._given(generate)
         if "generation_config" in given or given.get("do_sample") is False or given.get("num_beams", 1) != 1:
             return given
-        known = getattr(self.model.generation_config, "mat2seq", None) or {}
-        several = [{"samples": 1}, *known.get("any_of", [])]
-        nearest = min(several, key=lambda entry: abs(math.log(entry["samples"] / wanted)))
+        config = self.model.generation_config
+        known = getattr(config, "mat2seq", None) or {}
+        several = known.get("any_of", [])
+        for_one = next((entry for entry in several if entry["samples"] == 1), {"samples": 1})
+        nearest = min([for_one, *several], key=lambda entry: abs(math.log(entry["samples"] / wanted)))
         found = known.get("best", {}) if candidates else nearest
-        return {name: found[name] for name in _SEARCHED if name in found} | given
+        changed = {name for name in _SEARCHED if name in for_one and getattr(config, name, None) != for_one[name]}
+        return {name: found[name] for name in _SEARCHED if name in found and name not in changed} | given
 
     def _draw(
         self,

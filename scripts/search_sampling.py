@@ -8,7 +8,7 @@ compared crystal by crystal with the same random numbers, so that what the cryst
 difference. Killed, the same command goes on.
 
 With --write the best settings go into the generation_config.json of a model folder: temperature and top_k for one
-sample, and under "mat2seq" those for several and for many, of which the pipeline takes the nearest to the number that
+sample, and under "mat2seq" those for one, several and many, of which the pipeline takes the nearest to the number that
 is asked for, and those for the best of many, which it takes where candidates are asked for.
 
     python scripts/search_sampling.py --data mp_20/val.parquet --output runs/search
@@ -167,6 +167,7 @@ def write_settings(folder: Path, found: dict[str, dict[str, Any]], samples: int)
     path = folder / "generation_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     several = [{"samples": k, **found[f"any of {k}"]} for k in sorted({min(FEW, samples), samples} - {1})]
+    several.insert(0, {"samples": 1, **found["one"]})  # tells whether somebody changes the config's own later
     best_of_all = {"num_candidates": samples, **found[f"best of {samples}"]}
     config |= {"do_sample": True, **found["one"], "mat2seq": {"any_of": several, "best": best_of_all}}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -28,8 +28,9 @@ from mat2seq_hf.evaluation.denovo import DenovoSettings, evaluate_denovo
 from mat2seq_hf.evaluation.equivalents import random_equivalent
 from mat2seq_hf.evaluation.formulas import formula_of_cif, reduced_formula
 from mat2seq_hf.evaluation.literature import Compound, LiteratureSettings, evaluate_literature, read_compounds
-from mat2seq_hf.evaluation.matching import Matcher, ReducedCrystal
+from mat2seq_hf.evaluation.matching import Matcher
 from mat2seq_hf.evaluation.novelty import mark_unique
+from mat2seq_hf.evaluation.reduced_cell import ReducedCrystal
 from mat2seq_hf.evaluation.report import compare_table, different_settings, plot_comparison, render_markdown
 from mat2seq_hf.evaluation.schema import (
     clustered_mean,

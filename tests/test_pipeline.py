@@ -355,6 +355,22 @@ def test_settings_of_the_caller_win_over_searched_ones_wherever_they_are_given(f
     assert drawn({}, wanted=1) == (0.1, 7)
 
 
+def test_a_generation_config_changed_by_hand_holds_for_all_numbers_of_samples(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    several = [{"samples": 1, "temperature": 0.1, "top_k": 7}, {"samples": 5, "temperature": 0.7, "top_k": 9}]
+    searched = {"any_of": several, "best": {"temperature": 0.2, "top_k": 8}}
+    model.generation_config = GenerationConfig(do_sample=True, temperature=0.1, top_k=7, mat2seq=searched)
+    pipe = CrystalGenerationPipeline(model=model, tokenizer=build_tokenizer(), device="cpu")
+
+    def drawn(wanted: int, candidates: bool = False) -> tuple[float, int]:
+        settings = pipe.sampling_settings(wanted, candidates=candidates)
+        return settings.temperature, settings.top_k
+
+    assert [drawn(1), drawn(6), drawn(6, candidates=True)] == [(0.1, 7), (0.7, 9), (0.2, 8)]
+    model.generation_config.temperature = 1.2
+    assert [drawn(1), drawn(6), drawn(6, candidates=True)] == [(1.2, 7), (1.2, 9), (1.2, 8)]
+
+
 def test_the_number_of_samples_is_taken_from_wherever_it_is_given(pipe: CrystalGenerationPipeline) -> None:
     three = {"num_return_sequences": 3}
     made = CrystalGenerationPipeline(model=pipe.model, tokenizer=pipe.tokenizer, device="cpu", **three)
