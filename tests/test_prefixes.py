@@ -7,16 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import TEXTS, write_crystals
+from runs import TEXTS, small_run, write_crystals
 from transformers import GPT2LMHeadModel
 
 from mat2seq_hf.errors import Mat2SeqError
+from mat2seq_hf.grammar import Grammar
 from mat2seq_hf.presets import gpt2_config
+from mat2seq_hf.sampling_settings import SamplingSettings
 from mat2seq_hf.sequence import scheme_fingerprint
+from mat2seq_hf.training.config import parse_config
 from mat2seq_hf.training.data import IGNORED, Examples, MicroBatches, TokenCorpus, load_corpus, make_batch
 from mat2seq_hf.training.metrics import bits_per_structure
+from mat2seq_hf.training.monitor import SampleMonitor
 from mat2seq_hf.training.packing import BatchPlan
 from mat2seq_hf.training.prefixes import PrefixDraw
+from mat2seq_hf.training.trainer import train
 from mat2seq_hf.vocabulary import BOS, PAD, TOKEN_IDS, TOKENS, tokenize
 
 FIELDS = ["band_gap", "space_group", "crystal_system", "elements", "n_atoms"]
@@ -102,6 +107,31 @@ def test_what_is_given_has_no_loss_and_all_else_has(tmp_path: Path, loss_on: str
     if loss_on == "completion":
         counts = [len(tokenize(text[text.index("[") :])) + 1 for text in TEXTS]
     assert kept.sum(dim=1).tolist() == [counts[0] + counts[2], counts[1]]
+
+
+def test_a_model_that_knows_no_sequence_without_fields_is_asked_with_them(tmp_path: Path) -> None:
+    corpus = load(write_crystals(tmp_path / "data"), FIELDS)
+    settings = SamplingSettings(top_k=1)
+    asked = SampleMonitor(corpus, 3, settings, given_fields=True)
+    draw = PrefixDraw(corpus.fields, 0.0, seed=0)
+    for index, prompt in enumerate(asked.prompts):
+        assert Grammar().forced_prefix(prompt)[: len(draw.ids(index, 0))] == draw.ids(index, 0)
+    assert all(not prompt.condition and not prompt.properties for prompt in SampleMonitor(corpus, 3, settings).prompts)
+
+
+def test_a_run_whose_fields_are_always_given_is_judged_with_them(tmp_path: Path) -> None:
+    write_crystals(tmp_path / "data")
+    arguments = small_run(tmp_path, 5, 0.0, max_steps=2, save_steps=2, eval_steps=2, row_length=128)
+    data = [f"--{split}_data={tmp_path / 'data'}" for split in ("train", "eval")]
+    arguments = [a for a in arguments if "init_from" not in a] + [*data, f"--output_dir={tmp_path / 'run'}"]
+    record = train(parse_config([*arguments, "--prefix_fields", "elements", "--prefix_dropout=0"]))
+    (last,) = (entry for entry in record["log_history"] if "eval_bits_given_fields" in entry)
+    results = record["results"]
+    assert results["best_checkpoint_by"] == "bits_given_fields"
+    assert results["bits_given_fields"] == pytest.approx(last["eval_bits_given_fields"])
+    assert results["bits_given_fields"] != results["bits_per_structure"]
+    assert record["best_metric"] == {"name": "bits_given_fields", "value": last["eval_bits_given_fields"]}
+    assert "best_bits_per_structure" not in record
 
 
 def test_packed_crystals_with_fields_have_the_losses_of_single_ones(tmp_path: Path) -> None:

@@ -209,6 +209,34 @@ def test_settings_that_do_not_go_together_are_refused_with_a_reason(tmp_path: Pa
     assert _config(*common, "--warmup_steps=100").warmup_steps == 100
 
 
+@pytest.mark.parametrize(
+    ("options", "metric", "large"),
+    [
+        ([], "bits_per_structure", False),
+        (["--metric_for_best_model=eval_loss"], "loss", False),
+        (["--sample_formulas=4", "--metric_for_best_model=eval_sample_valid"], "sample_valid", True),
+        (
+            ["--sample_formulas=4", "--metric_for_best_model=sample_match", "--greater_is_better=0"],
+            "sample_match",
+            False,
+        ),
+        (["--prefix_fields", "band_gap"], "bits_per_structure", False),
+        (["--prefix_fields", "band_gap", "--prefix_dropout=0"], "bits_given_fields", False),
+    ],
+)
+def test_the_best_checkpoint_is_chosen_by_what_the_model_is_trained_for(
+    tmp_path: Path, options: list[str], metric: str, large: bool
+) -> None:
+    config = _config("--train_data=a", f"--output_dir={tmp_path}", *options)
+    assert (config.metric_for_best_model, config.greater_is_better) == (metric, large)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "eval_sample_valid", "bits_given_fields"])
+def test_a_figure_that_the_run_does_not_measure_cannot_choose_its_best_checkpoint(tmp_path: Path, metric: str) -> None:
+    with pytest.raises(Mat2SeqError, match=r"metric_for_best_model .* is not one of bits_per_structure, loss, which"):
+        _config("--train_data=a", f"--output_dir={tmp_path}", f"--metric_for_best_model={metric}")
+
+
 @pytest.mark.parametrize("name", ["eval_strategy", "save_strategy"])
 def test_a_run_without_evaluation_or_checkpoints_needs_no_other_option(name: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(f"extends: tiny\nprefix_fields: band_gap\n{name}: no\n")

@@ -119,8 +119,16 @@ class TrainConfig(TrainingArguments):
     save_steps: float = 200
     save_total_limit: int | None = 3
     load_best_model_at_end: bool = True
-    metric_for_best_model: str | None = "bits_per_structure"
-    greater_is_better: bool | None = False
+    metric_for_best_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "figure by which the best checkpoint is chosen: bits_per_structure (default), loss, "
+            "bits_given_fields (default with prefix_dropout 0), sample_valid or sample_match"
+        },
+    )
+    greater_is_better: bool | None = field(
+        default=None, metadata={"help": "whether the best is the largest; default: for shares of samples alone"}
+    )
     report_to: None | str | list[str] = "auto"  # noqa: RUF036 - the only order that HfArgumentParser reads
     remove_unused_columns: bool = False
     bf16: bool | None = field(  # type: ignore[assignment]
@@ -129,6 +137,7 @@ class TrainConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._check()
+        self._choose_metric()
         if self.report_to == "auto":
             self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
         for name in ("eval_strategy", "save_strategy"):
@@ -145,6 +154,29 @@ class TrainConfig(TrainingArguments):
             super().__post_init__()  # type: ignore[no-untyped-call]
         except ValueError as error:
             raise Mat2SeqError(f"settings that do not go together: {error}") from error
+
+    @property
+    def fields_always_given(self) -> bool:
+        """Whether every crystal comes with all prefix fields, so that the model knows no sequence without."""
+        return bool(self.prefix_fields) and self.prefix_dropout == 0
+
+    def _choose_metric(self) -> None:
+        """Settle by which figure the best checkpoint is chosen, and whether it is to be large."""
+        chosen = self.metric_for_best_model
+        if chosen is None:
+            chosen = "bits_given_fields" if self.fields_always_given else "bits_per_structure"
+        chosen = chosen.removeprefix("eval_")
+        with_fields = ["bits_given_fields"] if self.prefix_fields else []
+        with_samples = ["sample_valid", "sample_match"] if self.sample_formulas else []
+        known = ["bits_per_structure", "loss", *with_fields, *with_samples]
+        if chosen not in known:
+            raise Mat2SeqError(
+                f"metric_for_best_model {chosen!r} is not one of {', '.join(known)}, which this run measures "
+                "(bits_given_fields need --prefix_fields; sample_valid and sample_match need --sample_formulas)"
+            )
+        self.metric_for_best_model = chosen
+        if self.greater_is_better is None:
+            self.greater_is_better = "sample_" in chosen
 
     def _check(self) -> None:
         """Refuse what no run can be made with; see :func:`parse_config`."""

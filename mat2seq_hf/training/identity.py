@@ -25,7 +25,7 @@ __all__ = ["hold_to_identity", "run_identity"]
 _FILE = "run_identity.json"
 _SETTINGS = (
     *("optimizer", "seed", "batching", "batch_tokens", "row_length", "streaming", "group_crystals"),
-    *("prefix_fields", "prefix_dropout", "loss_on"),
+    *("prefix_fields", "prefix_dropout", "loss_on", "metric_for_best_model"),
 )
 
 

@@ -84,6 +84,14 @@ def _corpus_facts(facts: CorpusFacts, source: str | None) -> dict[str, Any]:
     }
 
 
+def _best(config: TrainConfig, state: TrainerState) -> dict[str, Any]:
+    """The figure of the best checkpoint, by its name."""
+    best: dict[str, Any] = {"best_metric": {"name": config.metric_for_best_model, "value": state.best_metric}}
+    if config.metric_for_best_model == "bits_per_structure":
+        best["best_bits_per_structure"] = state.best_metric
+    return best
+
+
 def _throughput(model: PreTrainedModel, tokens: float, seconds: float) -> dict[str, float]:
     """Tokens a second of the whole run, evaluation and waiting included; 6 operations a parameter and token."""
     parameters = sum(parameter.numel() for name, parameter in model.named_parameters() if "wpe" not in name)
@@ -116,7 +124,7 @@ def run_record(
         "tokens_seen": int(tokens),
         "training_seconds": seconds,
         "best_checkpoint_step": state.best_global_step,
-        "best_bits_per_structure": state.best_metric,
+        **_best(config, state),
         "throughput": _throughput(model, tokens, seconds),
         "log_history": state.log_history,
     }

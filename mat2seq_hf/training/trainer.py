@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerState, set_seed
@@ -74,7 +75,9 @@ class CrystalTrainer(Trainer):
         self.monitor: SampleMonitor | None = None
         if config.sample_formulas:
             settings = SamplingSettings(config.sample_temperature, config.sample_top_k)
-            self.monitor = SampleMonitor(validation, config.sample_formulas, settings, config.symprec)
+            self.monitor = SampleMonitor(
+                validation, config.sample_formulas, settings, config.symprec, given_fields=config.fields_always_given
+            )
 
     @property
     def planned_steps(self) -> int:
@@ -215,6 +218,10 @@ def _is_finished(trainer: CrystalTrainer, checkpoint: str) -> bool:
     return int((read_state(checkpoint) or {})["global_step"]) >= trainer.planned_steps
 
 
+def _mean(name: str, bits: NDArray[np.float64]) -> dict[str, float]:
+    return {name: float(bits.mean()), f"{name}_standard_error": float(bits.std() / np.sqrt(len(bits)))}
+
+
 def _finish(trainer: CrystalTrainer, data: RunData, unigram: float) -> dict[str, Any]:
     """Write weights, record and curves, and return the record."""
     config, folder = trainer.config, Path(str(trainer.config.output_dir))
@@ -222,14 +229,17 @@ def _finish(trainer: CrystalTrainer, data: RunData, unigram: float) -> dict[str,
         trainer.save_model()
         trainer.save_state()
     model = trainer.plain_model
-    bits = bits_per_structure(model, data.validation)  # by all processes, each of which may hold a part of the model
+    # by all processes, each of which may hold a part of the model
+    bits = bits_per_structure(model, data.validation)
+    given = bits_per_structure(model, data.validation, given_fields=True) if data.validation.fields else None
     record = run_record(config, trainer.state, model, data.train, data.validation.facts)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     record["results"] = {
-        "bits_per_structure": float(bits.mean()),
-        "bits_per_structure_standard_error": float(bits.std() / np.sqrt(len(bits))),
+        **_mean("bits_per_structure", bits),
+        **({} if given is None else _mean("bits_given_fields", given)),
         "unigram_bits_per_structure": unigram,
         "last_train_loss": losses[-1] if losses else None,
+        "best_checkpoint_by": config.metric_for_best_model if config.load_best_model_at_end else None,
     }
     if trainer.is_world_process_zero():
         plot_curves(trainer.state.log_history, unigram, folder / "curves.png")
