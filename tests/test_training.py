@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from runs import SCHEME, SCRIPT, random_sequences, small_corpus, small_model, write_sequences
 from safetensors.torch import save_file
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForCausalLM
 
 from mat2seq_hf.errors import Mat2SeqError, SchemeMismatchError
@@ -24,7 +26,7 @@ from mat2seq_hf.training.data import TokenCorpus, load_corpus, make_batch
 from mat2seq_hf.training.metrics import bits_per_structure, unigram_bits_per_structure
 from mat2seq_hf.training.packing import BatchPlan, pack_lengths
 from mat2seq_hf.training.recipes import recipe_names
-from mat2seq_hf.training.schedule import TimeBudgetSchedule
+from mat2seq_hf.training.schedule import TimeBudgetSchedule, group_settings, take_settings
 from mat2seq_hf.training.trainer import train
 from mat2seq_hf.vocabulary import TOKENS
 
@@ -162,6 +164,53 @@ def test_a_time_budget_ends_the_run_and_the_used_time_survives_a_restart(
     again.load_state_dict(schedule.state_dict())
     assert (again.used, again.budget) == (51.0, 200.0)
     assert again.factor() > schedule.factor() == pytest.approx(0.51, abs=0.01)
+
+
+@pytest.mark.parametrize(("optimizer", "start"), [("adamw", "start"), ("muon", "start_llama")])
+def test_a_run_goes_on_with_the_learning_rates_that_are_asked_for_now(
+    run_arguments: list[str], tmp_path: Path, optimizer: str, start: str
+) -> None:
+    common = [*run_arguments, f"--optimizer={optimizer}", f"--init_from={tmp_path / start}", "--save_steps=2"]
+    common += ["--eval_steps=2", f"--output_dir={tmp_path / 'run'}", "--resume_from_checkpoint=auto"]
+    train(parse_config([*common, "--max_steps=2"]))
+    now = ["--learning_rate=1e-5", "--muon_learning_rate=2e-5", "--weight_decay=0.3", "--adam_beta2=0.9"]
+    history = train(parse_config([*common, *now, "--max_steps=4", "--logging_steps=1"]))["log_history"]
+    assert all(entry["learning_rate"] < 2.1e-5 for entry in history if entry["step"] > 2 and "learning_rate" in entry)
+    stored = torch.load(tmp_path / "run" / "checkpoint-4" / "optimizer.pt", weights_only=True)["param_groups"]
+    assert {group["initial_lr"] for group in stored} == ({1e-5, 2e-5} if optimizer == "muon" else {1e-5})
+    assert {group["weight_decay"] for group in stored} == {0.3, 0.0}
+    assert all(group["betas"][1] == 0.9 for group in stored if not group.get("muon"))
+
+
+@pytest.mark.parametrize("by_clock", [False, True])
+def test_a_schedule_goes_on_at_its_place_with_other_rates(by_clock: bool) -> None:
+    def begin(rate: float) -> tuple[torch.optim.AdamW, Any]:
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+        if by_clock:
+            return optimizer, TimeBudgetSchedule(optimizer, budget=100.0)
+        return optimizer, LambdaLR(optimizer, lambda step: 0.5 + 0.3 / (1 + step))
+
+    optimizer, schedule = begin(0.01)
+    for _ in range(3):
+        schedule.used = 40.0
+        optimizer.step()
+        schedule.step()
+    for rate in (0.01, 0.002):
+        again, resumed = begin(rate)
+        asked = group_settings(again)
+        again.load_state_dict(optimizer.state_dict())
+        resumed.load_state_dict(schedule.state_dict())
+        take_settings(again, resumed, asked)
+        now, before = again.param_groups[0], optimizer.param_groups[0]
+        assert resumed.get_last_lr() == [now["lr"]]
+        if rate == before["initial_lr"]:
+            resumed_state, state = resumed.state_dict(), schedule.state_dict()
+            assert (now, resumed_state) == ({**before, "params": now["params"]}, state)
+        else:
+            assert now["lr"] == pytest.approx(0.2 * before["lr"])
+            again.step()
+            resumed.step()
+            assert now["lr"] < 0.002
 
 
 def test_a_slow_first_step_does_not_use_up_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:

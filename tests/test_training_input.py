@@ -130,6 +130,31 @@ def test_a_folder_with_a_run_is_not_overwritten(run_arguments: list[str], tmp_pa
     assert _bytes(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize("left", ["run_record.json", "model.safetensors", "model-00001-of-00002.safetensors"])
+def test_a_run_without_checkpoints_is_not_overwritten(run_arguments: list[str], tmp_path: Path, left: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / left).write_bytes(b"")
+    arguments = [*run_arguments, f"--output_dir={tmp_path / 'run'}"]
+    for resume in ([], ["--resume_from_checkpoint=auto"]):
+        with pytest.raises(Mat2SeqError, match=r"holds a run already, without a checkpoint .* another --output_dir"):
+            train(parse_config([*arguments, *resume]))
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {left}
+
+
+def test_a_run_does_not_go_on_without_its_optimizer(run_arguments: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = [*run_arguments, f"--output_dir={run}", "--save_only_model"]
+    record = train(parse_config([*arguments, "--max_steps=4"]))
+    again = [*arguments, "--resume_from_checkpoint=auto"]
+    assert train(parse_config([*again, "--max_steps=4"])) == record  # it is finished
+    before = _bytes(run)
+    with pytest.raises(Mat2SeqError, match=r"checkpoint-4 was saved without the optimizer .*--init_from"):
+        train(parse_config([*again, "--max_steps=8"]))
+    with pytest.raises(Mat2SeqError, match=r"run is a run, not a checkpoint: .* --resume_from_checkpoint auto"):
+        train(parse_config([*arguments, f"--resume_from_checkpoint={run}", "--max_steps=8"]))
+    assert _bytes(run) == before
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_good_one(run_arguments: list[str], tmp_path: Path) -> None:
     arguments = [*run_arguments, f"--output_dir={tmp_path / 'run'}", "--resume_from_checkpoint=auto"]
     train(parse_config([*arguments, "--max_steps=8"]))

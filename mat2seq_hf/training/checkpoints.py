@@ -17,7 +17,9 @@ from ..errors import Mat2SeqError
 
 __all__ = [
     "best_checkpoint",
+    "can_resume",
     "guarded_saving",
+    "holds_a_run",
     "last_complete_checkpoint",
     "read_state",
     "remove_incomplete_checkpoints",
@@ -42,6 +44,16 @@ def read_state(checkpoint: str | Path) -> dict[str, Any] | None:
     if any(position) and not all(position):
         return None
     return _state_of(folder)
+
+
+def can_resume(checkpoint: str | Path) -> bool:
+    """Whether optimizer, schedule and random numbers lie beside the weights; without them warm-up would begin anew."""
+    return all(any(Path(checkpoint).glob(pattern)) for pattern in _POSITION)
+
+
+def holds_a_run(folder: str | Path) -> bool:
+    """Whether a folder holds what the end of a run leaves in it: weights or a record."""
+    return any(any(Path(folder).glob(pattern)) for pattern in (*_WEIGHTS, "run_record.json"))
 
 
 def _state_of(folder: Path) -> dict[str, Any] | None:

@@ -1,7 +1,8 @@
 """What makes two starts parts of one run: data, first weights, and the settings that a checkpoint depends on.
 
 They are written before the first checkpoint. Going on with others would mix two runs, or take the results of one for
-those of the other. How long a run is, its learning rates, and how often it is looked at may change.
+those of the other. How long a run is, its learning rates, weight decay and betas, and how often it is looked at may
+change.
 """
 
 from __future__ import annotations

@@ -1,19 +1,25 @@
-"""A learning rate that follows the clock, for runs that must end at a given time on a shared machine."""
+"""Learning rates: by the clock, for runs that must end at a given time on a shared machine, and of runs that go on."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["StopAtBudget", "TimeBudgetSchedule", "used_seconds"]
+__all__ = ["StopAtBudget", "TimeBudgetSchedule", "group_settings", "take_settings", "used_seconds"]
 
+logger = logging.getLogger(__name__)
+
+#: What a group of parameters is asked to be trained with, beside the rate of the moment.
+_ASKED = ("initial_lr", "weight_decay", "betas", "eps")
 _FLOOR = 0.02  # share of the peak at which the cosine ends
 
 
@@ -61,9 +67,41 @@ class TimeBudgetSchedule(LRScheduler):
         super().step(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """State without the clock's reading and without the budget, which are the running process's own."""
+        """State without the clock's reading, the budget and the warm-up, which are the running process's own."""
         state: dict[str, Any] = super().state_dict()
-        return {key: value for key, value in state.items() if key not in ("_mark", "budget")}
+        return {key: value for key, value in state.items() if key not in ("_mark", "budget", "warmup")}
+
+
+def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Peak learning rate, weight decay, betas and epsilon of each group of parameters."""
+    return [{name: group[name] for name in _ASKED if name in group} for group in optimizer.param_groups]
+
+
+def take_settings(optimizer: Optimizer, schedule: LRScheduler, asked: Sequence[dict[str, Any]]) -> None:
+    """Train on with these settings, at the place of the schedule where it is.
+
+    The states of a checkpoint bring back those it was trained with. Where nothing is different nothing changes, bit by
+    bit.
+
+    Example:
+        >>> asked = group_settings(optimizer)  # doctest: +SKIP
+        >>> optimizer.load_state_dict(stored)  # doctest: +SKIP
+        >>> take_settings(optimizer, schedule, asked)  # doctest: +SKIP
+    """
+    for group, settings in zip(optimizer.param_groups, asked, strict=True):
+        group.update(settings)
+    if not isinstance(schedule, LambdaLR | TimeBudgetSchedule):
+        logger.warning("%s goes on with the learning rates of the checkpoint", type(schedule).__name__)
+        return
+    schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+    if isinstance(schedule, LambdaLR):
+        factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+        rates = [rate * factor for rate, factor in zip(schedule.base_lrs, factors, strict=True)]
+    else:
+        rates = schedule.get_lr()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates
 
 
 def used_seconds(checkpoint: str | Path) -> float:

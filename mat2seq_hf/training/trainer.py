@@ -21,7 +21,9 @@ from ..errors import Mat2SeqError
 from ..sampling_settings import SamplingSettings
 from .checkpoints import (
     best_checkpoint,
+    can_resume,
     guarded_saving,
+    holds_a_run,
     last_complete_checkpoint,
     read_state,
     remove_incomplete_checkpoints,
@@ -33,7 +35,7 @@ from .metrics import bits_per_structure, unigram_bits_per_structure
 from .models import build_model, keep_largest_cell
 from .monitor import SampleMonitor
 from .record import plot_curves, run_record
-from .schedule import StopAtBudget, TimeBudgetSchedule, used_seconds
+from .schedule import StopAtBudget, TimeBudgetSchedule, group_settings, take_settings, used_seconds
 from .sources import RunData, load_data
 from .streaming import StreamedBatches
 
@@ -142,6 +144,13 @@ class CrystalTrainer(Trainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        optimizer, schedule = cast("torch.optim.Optimizer", self.optimizer), self.lr_scheduler
+        asked = group_settings(optimizer)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            take_settings(optimizer, getattr(schedule, "scheduler", schedule), asked)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Bits per structure and loss per token on the validation crystals, and what becomes of samples."""
         model = self.plain_model
@@ -190,24 +199,33 @@ def _checkpoint_to_resume(config: TrainConfig) -> str | None:
     """The checkpoint to go on from.
 
     Raises:
-        Mat2SeqError: the one that was asked for is incomplete, the folder holds another run that would be overwritten,
-            or it is no folder.
+        Mat2SeqError: the one that was asked for is incomplete or none, the folder holds a run that would be
+            overwritten, or it is no folder.
     """
     wanted, folder = config.resume_from_checkpoint, Path(str(config.output_dir))
     if folder.exists() and not folder.is_dir():
         raise Mat2SeqError(f"--output_dir {folder} is a file")
-    if wanted == "auto":
-        return last_complete_checkpoint(folder)
-    if wanted is not None:
+    last = last_complete_checkpoint(folder)
+    if wanted not in (None, "auto"):
+        if holds_a_run(wanted) and not can_resume(wanted) and not Path(wanted).name.startswith("checkpoint-"):
+            raise Mat2SeqError(
+                f"{wanted} is a run, not a checkpoint: --output_dir {wanted} --resume_from_checkpoint auto goes on "
+                f"with it, --init_from {wanted} and another --output_dir begin a new run with its weights"
+            )
         if read_state(wanted) is None:
             raise Mat2SeqError(f"{wanted} is no complete checkpoint; --resume_from_checkpoint auto takes the last one")
         return str(wanted)
-    if (last := last_complete_checkpoint(folder)) is not None:
+    if last is None and holds_a_run(folder):
+        raise Mat2SeqError(
+            f"{folder} holds a run already, without a checkpoint to go on from: give another --output_dir "
+            f"(and --init_from {folder} to begin with its weights), or remove it"
+        )
+    if wanted is None and last is not None:
         raise Mat2SeqError(
             f"{folder} holds a run already ({last}): go on with --resume_from_checkpoint auto, or give another "
             "--output_dir"
         )
-    return None
+    return last
 
 
 def _is_finished(trainer: CrystalTrainer, checkpoint: str) -> bool:
@@ -290,6 +308,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return _finished_before(trainer, data, unigram, checkpoint)
     if trainer.is_world_process_zero():
         remove_incomplete_checkpoints(str(config.output_dir))
+    if checkpoint is not None and not can_resume(checkpoint):
+        raise Mat2SeqError(
+            f"{checkpoint} was saved without the optimizer (--save_only_model), and no run can go on from it: begin a "
+            f"new one with --init_from {checkpoint} and another --output_dir"
+        )
     trainer.train(resume_from_checkpoint=checkpoint)
     return _finish(trainer, data, unigram)
 
