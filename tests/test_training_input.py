@@ -25,6 +25,7 @@ from mat2seq_hf.training.config import TrainConfig, parse_config
 from mat2seq_hf.training.data import Examples, load_corpus
 from mat2seq_hf.training.models import SHIPPED, build_model, keep_largest_cell
 from mat2seq_hf.training.monitor import SampleMonitor
+from mat2seq_hf.training.muon import parameter_groups
 from mat2seq_hf.training.recipes import load_recipe
 from mat2seq_hf.training.sources import load_data
 from mat2seq_hf.training.streaming import StreamedBatches, group_shards
@@ -262,6 +263,49 @@ def test_a_figure_that_the_run_does_not_measure_cannot_choose_its_best_checkpoin
         _config("--train_data=a", f"--output_dir={tmp_path}", f"--metric_for_best_model={metric}")
 
 
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ("--per_device_train_batch_size=64", "per_device_train_batch_size 64 .*--batch_tokens"),
+        ("--data_seed=7", "data_seed 7 .*--seed"),
+        ("--optim=adafactor --optimizer=muon", "optim 'adafactor' .*--optimizer adamw"),
+        ("--lr_scheduler_type=constant --time_budget_minutes=1", "lr_scheduler_type 'constant' .*leave out"),
+        ("--eval_steps=0.2 --time_budget_minutes=1", "eval_steps is 0.2, a share .*number of steps"),
+        ("--logging_steps=0.1 --time_budget_minutes=1", "logging_steps is 0.1, a share"),
+        ("--push_to_hub", "push_to_hub would upload the crystals .*export_model.py"),
+        ("--recip tiny", "--recip"),
+    ],
+)
+def test_options_without_effect_are_refused_with_a_remedy(tmp_path: Path, options: str, remedy: str) -> None:
+    with pytest.raises(Mat2SeqError, match=remedy):
+        _config("--train_data=a", f"--output_dir={tmp_path}", *options.split())
+
+
+def test_options_that_have_an_effect_in_other_company_are_taken(tmp_path: Path) -> None:
+    common = ["--train_data=a", f"--output_dir={tmp_path}"]
+    for options in (
+        ["--optim=adafactor"],
+        ["--lr_scheduler_type=constant"],
+        ["--eval_steps=0.2", "--save_steps=0.2"],
+        ["--eval_steps=0.2", "--save_steps=0.2", "--time_budget_minutes=1", "--max_steps=50"],
+        ["--eval_steps=0.2", "--eval_strategy=no", "--time_budget_minutes=1"],
+    ):
+        assert _config(*common, *options).train_data == "a"
+
+
+def test_the_recipe_that_is_named_last_is_the_one_that_is_used(tmp_path: Path) -> None:
+    common = ["--train_data=a", f"--output_dir={tmp_path}"]
+    for recipes in (["--recipe=tiny", "--recipe=small"], ["--recipe", "tiny", "--recipe", "small"]):
+        config = _config(*common, *recipes)
+        assert (config.recipe, config.model_size) == ("small", "small")
+
+
+def test_muon_trains_what_is_no_matrix_with_the_epsilon_that_is_asked_for(tmp_path: Path) -> None:
+    config = _config("--train_data=a", f"--output_dir={tmp_path}", "--optimizer=muon", "--adam_epsilon=0.1")
+    groups = parameter_groups(small_model(), config)
+    assert [group["eps"] for group in groups if not group.get("muon")] == [0.1, 0.1]
+
+
 @pytest.mark.parametrize("name", ["eval_strategy", "save_strategy"])
 def test_a_run_without_evaluation_or_checkpoints_needs_no_other_option(name: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(f"extends: tiny\nprefix_fields: band_gap\n{name}: no\n")
@@ -274,7 +318,13 @@ def test_a_run_without_evaluation_or_checkpoints_needs_no_other_option(name: str
 
 @pytest.mark.parametrize(
     ("has", "options", "used"),
-    [(True, [], True), (True, ["--bf16=false"], False), (True, ["--fp16"], False), (False, [], False)],
+    [
+        (True, [], True),
+        (False, ["--bf16"], True),
+        (True, ["--bf16=false"], False),
+        (True, ["--fp16"], False),
+        (False, [], False),
+    ],
 )
 def test_bf16_is_used_where_the_gpu_has_it_unless_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, has: bool, options: list[str], used: bool

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
 
 from ..errors import Mat2SeqError
 from .recipes import load_recipe
@@ -191,18 +192,65 @@ class TrainConfig(TrainingArguments):
             raise Mat2SeqError(
                 f"warmup_steps is {self.warmup_steps!r}; with a time budget it must be a share of it, from 0 to below 1"
             )
+        self._refuse_what_has_no_effect()
+        if self.push_to_hub:
+            raise Mat2SeqError(
+                "push_to_hub would upload the crystals in OUTPUT_DIR/data and a model without its code: train without "
+                "it, then `python scripts/export_model.py OUTPUT_DIR -o my-model` and `hf upload me/my-model my-model`"
+            )
         given: object = self.prefix_fields
         if isinstance(given, str):  # a recipe with a single word
             self.prefix_fields = given.split()
 
+    def _refuse_what_has_no_effect(self) -> None:
+        """Refuse options of TrainingArguments that this training does not read, or not with the others."""
+        by_clock = self.time_budget_minutes is not None
+        useless = {
+            "per_device_train_batch_size": (
+                self.per_device_train_batch_size != 1,
+                "micro-batches are made of whole crystals: --batch_tokens is their size",
+            ),
+            "data_seed": (self.data_seed is not None, "the data are shuffled by --seed"),
+            "optim": (
+                self.optimizer == "muon" and self.optim != type(self).optim,
+                "with --optimizer muon: choose it with --optimizer adamw",
+            ),
+            "lr_scheduler_type": (
+                by_clock and self.lr_scheduler_type != "cosine",
+                "with a time budget, which has a cosine of its own: leave out --time_budget_minutes",
+            ),
+        }
+        for name, (given, remedy) in useless.items():
+            if given:
+                raise Mat2SeqError(f"{name} {getattr(self, name)!r} has no effect: {remedy}")
+        for name in ("eval_steps", "save_steps", "logging_steps"):
+            share = getattr(self, name)
+            by_steps = getattr(self, name.replace("_steps", "_strategy")) == "steps"
+            if by_clock and by_steps and self.max_steps <= 0 and share is not None and 0 < share < 1:
+                raise Mat2SeqError(
+                    f"{name} is {share!r}, a share of the steps, whose number is not known with a time budget: give a "
+                    "number of steps, or --max_steps, too"
+                )
+
 
 def _recipe_of(arguments: Sequence[str]) -> str | None:
-    for place, argument in enumerate(arguments):
-        if argument == "--recipe" and place + 1 < len(arguments):
-            return arguments[place + 1]
-        if argument.startswith("--recipe="):
-            return argument.removeprefix("--recipe=")
-    return None
+    """The recipe that is named last, as for every other option."""
+    recipe = None
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=False):
+        if argument == "--recipe" and following is not None:
+            recipe = following
+        elif argument.startswith("--recipe="):
+            recipe = argument.removeprefix("--recipe=")
+    return recipe
+
+
+def _parser() -> HfArgumentParser:
+    # abbreviations would escape the search for the recipe
+    parser = HfArgumentParser(TrainConfig, allow_abbrev=False)  # type: ignore[arg-type]
+    for action in parser._actions:
+        if action.type is string_to_bool and action.nargs is None:  # no default: transformers wants a value, then
+            action.nargs, action.const = "?", True
+    return parser
 
 
 def parse_config(arguments: Sequence[str]) -> TrainConfig:
@@ -217,7 +265,7 @@ def parse_config(arguments: Sequence[str]) -> TrainConfig:
         >>> config.model_size
         'tiny'
     """
-    parser = HfArgumentParser(TrainConfig)  # type: ignore[arg-type]
+    parser = _parser()
     recipe = _recipe_of(arguments)
     if recipe is not None:
         fields = load_recipe(recipe)

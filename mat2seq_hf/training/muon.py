@@ -104,7 +104,8 @@ def parameter_groups(model: PreTrainedModel, config: TrainConfig) -> list[dict[s
     taken = {id(parameter) for parameters in inside.values() for parameter in parameters}
     others = [parameter for parameter in model.parameters() if id(parameter) not in taken]
     muon = {"muon": True, "lr": config.muon_learning_rate, "weight_decay": config.weight_decay}
-    adam = {"lr": config.learning_rate, "betas": (config.adam_beta1, config.adam_beta2)}
+    betas = (config.adam_beta1, config.adam_beta2)
+    adam = {"lr": config.learning_rate, "betas": betas, "eps": config.adam_epsilon}
     groups = [
         {"params": inside["fused"], "blocks": 3, **muon},
         {"params": inside["given"], **muon},
