@@ -26,7 +26,7 @@ from .sampling_settings import SamplingSettings
 from .vocabulary import BOS, PAD, TOKEN_IDS
 from .wishes import Prompt
 
-__all__ = ["Drawn", "context_length", "draw_samples", "row_keys"]
+__all__ = ["Drawn", "context_length", "draw_samples", "positions_of", "row_keys"]
 
 Integers = NDArray[np.int64]
 
@@ -56,6 +56,21 @@ class Drawn:
     log_prob_raw: float
 
 
+def positions_of(config: PretrainedConfig) -> int:
+    """Positions that a model has.
+
+    Raises:
+        Mat2SeqError: it does not say so.
+    """
+    length = getattr(config, "max_position_embeddings", None)
+    if length is None:
+        raise Mat2SeqError(
+            f"the configuration of the {config.model_type} model has no max_position_embeddings: enter there how many "
+            "tokens it reads"
+        )
+    return int(length)
+
+
 def context_length(config: PretrainedConfig) -> int:
     """Tokens that a model reads.
 
@@ -63,18 +78,13 @@ def context_length(config: PretrainedConfig) -> int:
         Mat2SeqError: it does not say so, or attends to fewer (a sliding window): the cache keeps columns of a batch, in
             which a window would depend on the other rows.
     """
-    length, window = (getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window"))
-    if length is None:
-        raise Mat2SeqError(
-            f"the configuration of the {config.model_type} model has no max_position_embeddings: enter there how many "
-            "tokens it reads"
-        )
+    length, window = positions_of(config), getattr(config, "sliding_window", None)
     if window is not None and window < length:
         raise Mat2SeqError(
             f"the model attends to a sliding window of {window} tokens and reads {length}; sampling needs a "
             "window of all of them: set sliding_window to None, or use a model that was trained without"
         )
-    return int(length)
+    return length
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -7,6 +7,7 @@ gives crystals as well.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from .errors import DecodeError, SchemeMismatchError
 from .sequence import scheme_fingerprint
 from .vocabulary import BOS, EOS, PAD, TOKEN_IDS, TOKENS, UNK, tokenize
 
-__all__ = ["CLASS_BESIDE_CODE", "Mat2SeqTokenizer", "build_tokenizer", "text_of_tokens"]
+__all__ = ["CLASS_BESIDE_CODE", "Mat2SeqTokenizer", "build_tokenizer", "text_of_tokens", "without_code"]
 
 #: What a folder with code says its tokenizer is. AutoTokenizer loads a folder with code that it is not trusted to run
 #: only if transformers knows the class, or a tokenizer for the architecture: GPT-2 has one, Llama has none. It takes
@@ -230,3 +231,16 @@ def build_tokenizer(symprec: float = 0.01) -> Mat2SeqTokenizer:
         symprec=symprec,
         scheme=scheme_fingerprint(symprec),
     )
+
+
+def without_code(tokenizer: Mat2SeqTokenizer) -> Mat2SeqTokenizer:
+    """A copy whose ``save_pretrained`` writes its settings alone, for folders that are read with this package.
+
+    Example:
+        >>> without_code(build_tokenizer()).save_pretrained("runs/mine")  # doctest: +SKIP
+    """
+    plain: Any = copy.copy(tokenizer)
+    plain._auto_class = None
+    plain.init_kwargs = {name: value for name, value in tokenizer.init_kwargs.items() if name != "auto_map"}
+    plain_tokenizer: Mat2SeqTokenizer = plain
+    return plain_tokenizer

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForCausalLM
 
 from mat2seq_hf.errors import Mat2SeqError, SchemeMismatchError
+from mat2seq_hf.generation.loading import load_pipeline
 from mat2seq_hf.sequence import scheme_fingerprint
 from mat2seq_hf.training.checkpoints import last_complete_checkpoint
 from mat2seq_hf.training.config import parse_config
@@ -138,6 +139,10 @@ def test_a_run_leaves_weights_record_and_results(run_arguments: list[str], tmp_p
     stored = json.loads((tmp_path / "run" / "run_record.json").read_text())
     assert stored["scheme"]["fingerprint"] == SCHEME
     assert stored["data"]["train"]["crystals"] == 60
+    pipe = load_pipeline(str(tmp_path / "run"))
+    assert pipe.tokenizer.scheme == SCHEME
+    assert pipe("NaCl", seed=0)[0]["text"].startswith("Na")
+    assert not list((tmp_path / "run").glob("*.py"))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     corpus = load_corpus(tmp_path / "val", max_length=64, scheme=SCHEME)
     assert bits_per_structure(model, corpus).mean() == pytest.approx(record["results"]["bits_per_structure"], rel=1e-5)

@@ -504,7 +504,7 @@ def test_dropout_acts_in_every_block_while_training_and_nowhere_else(tmp_path: P
     assert set(again.state_dict()) == set(plain.state_dict())
 
 
-def _kin(kind: str) -> PretrainedConfig:
+def _kin(kind: str, **more: Any) -> PretrainedConfig:
     """A small checkpoint of another architecture."""
     shape: dict[str, Any] = {
         "hidden_size": 32,
@@ -514,7 +514,7 @@ def _kin(kind: str) -> PretrainedConfig:
     }
     known = gpt2_config("tiny").to_dict()
     fields = {name: known[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "mat2seq")}
-    return AutoConfig.for_model(kind, **fields, **shape, intermediate_size=64, max_position_embeddings=64)
+    return AutoConfig.for_model(kind, **fields, **shape, intermediate_size=64, max_position_embeddings=64, **more)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3"])
@@ -529,6 +529,37 @@ def test_dropout_of_a_checkpoint_is_that_of_the_run(tmp_path: Path, kind: str) -
     dropping = build_model(_config(*options, "--dropout=0.3")).train()
     assert dropping.config.attention_dropout == 0.0
     assert not torch.equal(dropping(input_ids=ids).logits, dropping(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "apart"),
+    [
+        ("qwen3", {}, True),
+        ("opt", {"word_embed_proj_dim": 32, "ffn_dim": 64}, False),
+        ("lfm2", {"layer_types": ["conv"]}, False),
+    ],
+)
+def test_packed_rows_are_refused_where_crystals_would_see_each_other(
+    tmp_path: Path, kind: str, shape: dict[str, Any], apart: bool
+) -> None:
+    config = _kin(kind, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "saved")
+    options = ["--train_data=a", f"--output_dir={tmp_path}", f"--init_from={tmp_path / 'saved'}"]
+    assert build_model(_config(*options)).config.model_type == kind
+    if apart:
+        assert build_model(_config(*options, "--batching=packed")).config.model_type == kind
+        return
+    with pytest.raises(Mat2SeqError, match=f"see each other in a model of type '{kind}': use --batching bucketed"):
+        build_model(_config(*options, "--batching=packed"))
+
+
+def test_a_model_that_does_not_say_how_much_it_reads_is_named(tmp_path: Path) -> None:
+    config = _kin("bloom", n_layer=1, n_head=2)
+    del config.max_position_embeddings
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "saved")
+    options = ["--train_data=a", f"--output_dir={tmp_path / 'run'}", f"--init_from={tmp_path / 'saved'}"]
+    with pytest.raises(Mat2SeqError, match="of the bloom model has no max_position_embeddings: enter there"):
+        train(_config(*options))
 
 
 def test_dropout_is_refused_where_there_is_no_place_for_it(tmp_path: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers.dynamic_module_utils import custom_object_save
 
 from ..errors import SchemeMismatchError
 from ..pipeline import CrystalGenerationPipeline
+from ..tokenizer import without_code
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,14 +65,5 @@ def save_model_folder(
         (folder / "custom_generate").mkdir(exist_ok=True)
         shutil.copyfile(Path(__file__).with_name("custom_generate.py"), folder / "custom_generate" / "generate.py")
     else:
-        _without_code(tokenizer).save_pretrained(folder)
+        without_code(tokenizer).save_pretrained(folder)
     return folder
-
-
-def _without_code(tokenizer: Mat2SeqTokenizer) -> Mat2SeqTokenizer:
-    """A copy that saves its settings alone."""
-    plain: Any = copy.copy(tokenizer)
-    plain._auto_class = None
-    plain.init_kwargs = {name: value for name, value in tokenizer.init_kwargs.items() if name != "auto_map"}
-    plain_tokenizer: Mat2SeqTokenizer = plain
-    return plain_tokenizer

@@ -101,12 +101,43 @@ def _drop_residuals(model: PreTrainedModel, probability: float) -> None:
         module.register_forward_hook(partial(_drop, probability=probability))
 
 
+@torch.inference_mode()
+def _keeps_apart(model: PreTrainedModel) -> bool:
+    """Whether the second crystal of a row has the same logits whatever the first one is."""
+    length = 6
+    ids = torch.arange(4 * length).view(2, 2 * length) + len(TOKENS) // 2
+    ids[1, length:] = ids[0, length:]
+    positions = torch.arange(length).repeat(2, 2)
+    was_training = model.training
+    model.eval()
+    logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, length:]
+    model.train(was_training)
+    return bool((logits[0] - logits[1]).abs().max() <= 1e-5 * (1.0 + logits.abs().max()))
+
+
+def _check_packing(config: TrainConfig, model: PreTrainedModel) -> None:
+    """Refuse packed rows for an architecture that does not restart where positions do."""
+    # with FSDP only the first process may have the weights yet
+    if config.init_from is None or config.batching != "packed" or config.process_index:
+        return
+    try:
+        apart = _keeps_apart(model)
+    except (TypeError, ValueError):  # it takes no positions
+        apart = False
+    if not apart:
+        raise Mat2SeqError(
+            f"crystals of a packed row see each other in a model of type {model.config.model_type!r}: use --batching "
+            "bucketed"
+        )
+
+
 def build_model(config: TrainConfig) -> PreTrainedModel:
     """A new model of ``config.model_type`` and ``model_size``, or the checkpoint ``init_from``, with the run's dropout.
 
     Raises:
         SchemeMismatchError: the checkpoint was trained with another canonical form or vocabulary.
-        Mat2SeqError: there is no such checkpoint, size or prefix field, or no dropout for its architecture.
+        Mat2SeqError: there is no such checkpoint, size or prefix field, no dropout for its architecture, or packed rows
+            in which crystals would see each other.
     """
     scheme = scheme_fingerprint(config.symprec)
     fields = list(check_fields(config.prefix_fields))
@@ -114,6 +145,7 @@ def build_model(config: TrainConfig) -> PreTrainedModel:
     if config.init_from is not None:
         source = str(DEFAULT_MODEL) if config.init_from == SHIPPED else config.init_from
         model = _load(config, source, scheme, fields)
+        _check_packing(config, model)
     else:
         fresh: PretrainedConfig
         if config.model_type == "llama":

@@ -18,7 +18,9 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerState, set_seed
 
 from ..errors import Mat2SeqError
+from ..sampling import positions_of
 from ..sampling_settings import SamplingSettings
+from ..tokenizer import build_tokenizer, without_code
 from .checkpoints import (
     best_checkpoint,
     can_resume,
@@ -145,11 +147,12 @@ class CrystalTrainer(Trainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        optimizer, schedule = cast("torch.optim.Optimizer", self.optimizer), self.lr_scheduler
+        optimizer = cast("torch.optim.Optimizer", self.optimizer)
+        schedule = cast("LRScheduler", getattr(self.lr_scheduler, "scheduler", self.lr_scheduler))
         asked = group_settings(optimizer)
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            take_settings(optimizer, getattr(schedule, "scheduler", schedule), asked)
+            take_settings(optimizer, schedule, asked)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Bits per structure and loss per token on the validation crystals, and what becomes of samples."""
@@ -246,6 +249,8 @@ def _finish(trainer: CrystalTrainer, data: RunData, unigram: float) -> dict[str,
     with guarded_saving(folder):
         trainer.save_model()
         trainer.save_state()
+        if trainer.is_world_process_zero():
+            without_code(build_tokenizer(config.symprec)).save_pretrained(folder)
     model = trainer.plain_model
     # by all processes, each of which may hold a part of the model
     bits = bits_per_structure(model, data.validation)
@@ -291,7 +296,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     set_seed(config.seed)
     checkpoint = _checkpoint_to_resume(config)
     model = build_model(config)
-    data = load_data(config, int(model.config.max_position_embeddings))
+    data = load_data(config, positions_of(model.config))
     keep_largest_cell(model, data.train.max_atoms)
     unigram = unigram_bits_per_structure(data.train, data.validation)
     logger.warning(
