@@ -85,6 +85,10 @@ def main() -> None:
     except Mat2SeqError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, options.dtype))
+    if not getattr(model.config, "mat2seq", None):
+        sys.exit(
+            f"{source} is no model for crystal sequences (its config.json has no `mat2seq`): give a run of train.py"
+        )
     asked = {name: value for name in ("temperature", "top_k") if (value := getattr(options, name)) is not None}
     found = settings_of(model.generation_config)
     if asked and found.pop("mat2seq", None) is not None:

@@ -5,7 +5,8 @@ r"""One command on a machine with a GPU: train for some minutes, sample val (and
 
 Everything that needs no GPU is done before (`mat2seq prepare`: PREPARED has train, val and test) or after
 (`mat2seq evaluate csp`). The training stops by the clock, its learning rate with it; killed and started again it goes
-on, and with more minutes, too. Samples are drawn in parts and so are they. In OUTPUT/RECIPE: ``model-*.safetensors``
+on, and with more minutes, too. Samples are drawn in parts and so are they. In OUTPUT/RECIPE (``mine`` for
+``--recipe my/mine.yaml``): ``model-*.safetensors``
 (bf16, at most 15 MB each) and ``rest.tar.gz`` with the model's other files, the run record, the log, the curves and the
 samples of each split. They are there before the first sample is drawn, and all of them belong to the same weights.
 
@@ -54,7 +55,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--max-atoms", type=int, help="atoms of the largest cell (default: as in training)")
     parser.add_argument("more", nargs="*", help="options of scripts/train.py, after --")
     parser.set_defaults(**SAMPLING)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.name = Path(options.recipe).stem  # of a recipe in a file, too
+    return options
 
 
 def call(log: Path, name: str, *arguments: str | Path) -> None:
@@ -82,7 +85,7 @@ def prompts_of(options: argparse.Namespace, split: str) -> Path:
     import pyarrow.parquet as pq
 
     first = min(folder.glob("part-*.parquet"))
-    part: Path = options.runs / options.recipe / f"prompts_{split}"
+    part: Path = options.runs / options.name / f"prompts_{split}"
     part.mkdir(parents=True, exist_ok=True)
     pq.write_table(pq.read_table(first).slice(0, options.prompts), part / "part-00000.parquet")
     return part
@@ -136,7 +139,7 @@ def pack(records: Sequence[Path], made: Path, out: Path) -> None:
 def main() -> None:
     """Train, export, sample, pack."""
     options = parse_arguments()
-    run, out = options.runs / options.recipe, options.output / options.recipe
+    run, out = options.runs / options.name, options.output / options.name
     run.mkdir(parents=True, exist_ok=True)
     log = run / "log.txt"
     if options.minutes:

@@ -42,6 +42,16 @@ def test_settings_stay_and_what_belongs_to_another_model_goes(tmp_path: Path) ->
     assert (kept["temperature"], kept["top_k"], "mat2seq" in kept) == (0.8, 9, False)
 
 
+def test_a_model_of_something_else_is_refused(tmp_path: Path) -> None:
+    shape = gpt2_config("tiny", n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    del shape.mat2seq
+    GPT2LMHeadModel(shape).save_pretrained(tmp_path / "source")
+    done = export(tmp_path / "source", "-o", tmp_path / "output")
+    assert done.returncode == 1
+    assert "source is no model for crystal sequences" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "output").exists()
+
+
 def test_nothing_is_written_where_something_is_wrong(tmp_path: Path) -> None:
     model = GPT2LMHeadModel(gpt2_config("tiny", n_embd=16, n_layer=1, n_head=2, n_positions=64))
     source = save_model_folder(model, build_tokenizer(), tmp_path / "source", with_code=False)

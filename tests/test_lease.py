@@ -87,6 +87,8 @@ def test_other_weights_or_other_sampling_never_share_a_folder(script: ModuleType
         for more in ([], ["--rows=64"], ["--top-k=64"], ["--temperature=0.7"], ["--prompts=20", "--samples=20"])
     ]
     assert names[0] == "samples_val"
+    assert script.parse_arguments(common).name == "mp_20_tiny"
+    assert script.parse_arguments([f"--recipe={tmp_path / 'mine.yaml'}", *common[1:]]).name == "mine"
     assert len(set(names)) == len(names)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pymatgen.core import Structure
@@ -342,15 +344,31 @@ def test_bf16_is_used_where_the_gpu_has_it_unless_refused(
 def test_a_corpus_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
     folder = write_crystals(tmp_path / "data")
     (path,) = shard_paths(folder)
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     table = pq.read_table(path)
     shifted = [[token + 1 for token in row] for row in table.column("input_ids").to_pylist()]
     place = table.schema.get_field_index("input_ids")
     pq.write_table(table.set_column(place, "input_ids", pa.array(shifted, type=pa.list_(pa.int16()))), path)
     with pytest.raises(SchemeMismatchError, match="tokenized with another vocabulary: 'Na1 Cl1"):
         load_corpus(folder, max_length=128, scheme=SCHEME)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([[1, 30, 2], [1, 50256, 2]], "holds token ids 1 to 50256, the vocabulary has"),
+        ([[1, 30, 2], None], "holds a row without token ids"),
+        ([[1, 30, 2], [1, None, 2]], ".*or with a missing one"),
+    ],
+)
+def test_token_ids_that_cannot_be_read_are_named(
+    tmp_path: Path, rows: list[list[int | None] | None], said: str
+) -> None:
+    folder = write_sequences(tmp_path / "train", random_sequences(1))
+    (path,) = shard_paths(folder)
+    ids = pa.table({"input_ids": pa.array(rows, type=pa.list_(pa.int32()))})
+    pq.write_table(ids.replace_schema_metadata(pq.read_schema(path).metadata), path)
+    with pytest.raises(Mat2SeqError, match=f"train {said}"):
+        load_corpus(folder, max_length=64, scheme=SCHEME)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 no parquet", b"\x00" * 100])
@@ -637,9 +655,14 @@ def test_a_recipe_extends_others_and_its_own_fields_win(tmp_path: Path) -> None:
     assert (fields["model_size"], fields["dropout"], fields["row_length"]) == ("small", 0.3, 512)
     assert load_recipe("perov_5_tiny")["model_size"] == "tiny"
     assert load_recipe("carbon_24_large")["num_train_epochs"] == load_recipe("carbon_24")["num_train_epochs"]
-    (tmp_path / "ring.yaml").write_text(f"extends: {tmp_path / 'ring.yaml'}\n")
-    with pytest.raises(Mat2SeqError, match="extends itself"):
-        load_recipe(str(tmp_path / "ring.yaml"))
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "base.yaml").write_text("extends: ../mine.yaml\nseed: 5\n")
+    (tmp_path / "further.yaml").write_text("extends: [more/base.yaml]\n")
+    assert load_recipe(str(tmp_path / "further.yaml")) == {**fields, "seed": 5}  # from where the recipe lies
+    for ring in (str(tmp_path / "ring.yaml"), "ring.yaml", f"../{tmp_path.name}/ring.yaml"):
+        (tmp_path / "ring.yaml").write_text(f"extends: {ring}\n")
+        with pytest.raises(Mat2SeqError, match="extends itself"):
+            load_recipe(str(tmp_path / "ring.yaml"))
     for text in ("- a\n- b\n", "a: [\n"):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(Mat2SeqError, match=r"bad\.yaml"):

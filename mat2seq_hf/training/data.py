@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -194,8 +195,8 @@ def load_corpus(folder: str | Path, *, max_length: int, scheme: str, fields: Seq
 
     Raises:
         SchemeMismatchError: the corpus was made with another canonical form.
-        Mat2SeqError: no shards, no crystals, token ids or fields that the vocabulary does not have, or a property
-            that no crystal has.
+        Mat2SeqError: no shards, no crystals, a row without token ids, token ids or fields that the vocabulary does
+            not have, or a property that no crystal has.
     """
     corpus = load_shards(needed_shards(folder), max_length=max_length, scheme=scheme, fields=fields)
     if not len(corpus):
@@ -209,11 +210,10 @@ def load_shards(paths: Sequence[Path], *, max_length: int, scheme: str, fields: 
     tables = [_shard(path, scheme, ["text", "properties"] if names else []) for path in paths]
     table = pa.concat_tables(tables).combine_chunks()
     where = str(paths[0].parent)
+    _check_ids(table.column("input_ids"), where)
     column = table.column("input_ids").cast(pa.list_(pa.int16())).combine_chunks()
     ids = column.flatten().to_numpy().astype(np.int16)
     lengths = np.asarray(column.value_lengths(), dtype=np.int64)
-    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < len(TOKENS):
-        raise Mat2SeqError(f"{where} holds token ids {ids.min()} to {ids.max()}, the vocabulary has {len(TOKENS)}")
     prompts = None
     if "prompt_length" in table.column_names:
         prompts = table.column("prompt_length").to_numpy().astype(np.int64)
@@ -228,12 +228,26 @@ def load_shards(paths: Sequence[Path], *, max_length: int, scheme: str, fields: 
     return replace(corpus.select(fits), too_long=len(corpus) - len(fits))
 
 
+def _check_ids(column: pa.ChunkedArray, where: str) -> None:
+    ids = pc.list_flatten(column)
+    if column.null_count or ids.null_count:
+        raise Mat2SeqError(f"{where} holds a row without token ids, or with a missing one: prepare the corpus again")
+    if len(ids):
+        least, most = pc.min_max(ids).as_py().values()
+        if not 0 <= least <= most < len(TOKENS):
+            raise Mat2SeqError(
+                f"{where} holds token ids {least} to {most}, the vocabulary has {len(TOKENS)}: prepare the corpus again"
+            )
+
+
 def _check_tokenizer(path: Path, columns: Sequence[str]) -> None:
     """Compare the first crystal's ids with what this package's tokenizer makes of its text."""
     if "text" not in columns:
         return
     for batch in pq.ParquetFile(path).iter_batches(batch_size=1, columns=["text", "input_ids"]):
         (row,) = batch.to_pylist()
+        if None in row.values():  # said where all ids are read
+            return
         if row["input_ids"] != [TOKEN_IDS[BOS], *tokenize(row["text"]), TOKEN_IDS[EOS]]:
             raise SchemeMismatchError(
                 f"{path} was tokenized with another vocabulary: {row['text']!r} has other ids here; prepare it again"

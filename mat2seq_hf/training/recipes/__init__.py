@@ -2,7 +2,8 @@
 
 ``sizes/`` holds what depends on the size of the model, ``corpora/`` what depends on the crystals. ``mp_20_small`` is
 ``sizes/small.yaml`` with ``corpora/mp_20.yaml`` over it. A file in this folder, or one of the user's own, may begin
-with ``extends: [small, mp_20]`` and say what is different.
+with ``extends: [small, mp_20]`` and say what is different. A YAML file that is extended lies beside the one that names
+it, or has a path from there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ...errors import Mat2SeqError
 __all__ = ["load_recipe", "recipe_names"]
 
 _FOLDER = Path(__file__).parent
+_YAML = (".yaml", ".yml")
 _SIZES, _CORPORA = _FOLDER / "sizes", _FOLDER / "corpora"
 
 
@@ -47,7 +49,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _files_of(name: str) -> list[Path]:
     """Files of a recipe, later ones win."""
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith(_YAML):
         return [Path(name)]
     for folder in (_FOLDER, _SIZES, _CORPORA):
         if (folder / f"{name}.yaml").is_file():
@@ -78,6 +80,7 @@ def load_recipe(name: str, _above: tuple[str, ...] = ()) -> dict[str, Any]:
         fields = _read(path)
         bases = fields.pop("extends", [])
         for base in [bases] if isinstance(bases, str) else bases:
-            merged |= load_recipe(str(base), (*_above, name))
+            beside = str(base).endswith(_YAML)
+            merged |= load_recipe(str((path.parent / str(base)).resolve()) if beside else str(base), (*_above, name))
         merged |= fields
     return merged
