@@ -21,6 +21,7 @@ from mat2seq_hf.training.metrics import bits_per_structure
 from mat2seq_hf.training.monitor import SampleMonitor
 from mat2seq_hf.training.packing import BatchPlan
 from mat2seq_hf.training.prefixes import PrefixDraw
+from mat2seq_hf.training.sources import load_data
 from mat2seq_hf.training.trainer import train
 from mat2seq_hf.vocabulary import BOS, PAD, TOKEN_IDS, TOKENS, tokenize
 
@@ -169,6 +170,25 @@ def test_crystals_that_are_too_long_with_their_fields_are_left_out_whole(tmp_pat
     corpus = load_corpus(folder, max_length=limit, scheme=scheme_fingerprint(), fields=FIELDS)
     assert corpus.too_long == (lengths > limit).sum() > 0
     assert {len(tokens.lengths) for tokens in corpus.fields.values()} == {3 - corpus.too_long}
+
+
+def test_a_group_of_a_streamed_corpus_need_not_have_a_property(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number, gaps in enumerate([(None, None, None), (5.0, None, 5.5), (None, None, None)]):
+        write_crystals(tmp_path / "one", gaps)
+        (tmp_path / "one" / "part-00000.parquet").rename(folder / f"part-{number:05d}.parquet")
+        (tmp_path / "one").rmdir()
+    options = ["--use_cpu", "--report_to=none", f"--train_data={folder}", f"--eval_data={folder}", "--row_length=128"]
+    options += ["--streaming", "--group_crystals=3", "--prefix_fields", "band_gap", f"--output_dir={tmp_path / 'run'}"]
+    assert load_data(parse_config(options), 128).train.crystals == 9
+    assert caplog.text.count(f"7 of 9 crystals of {folder} have no band_gap") == 2  # to train and to validate on
+    (folder / "part-00001.parquet").unlink()
+    options += [f"--eval_data={write_crystals(tmp_path / 'val')}"]
+    with pytest.raises(Mat2SeqError, match=r"no crystal of .*data has a number 'band_gap'"):
+        load_data(parse_config(options), 128)
 
 
 def test_bad_fields_are_refused_with_a_reason(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from ..corpora.schema import METADATA_KEY, needed_shards
 from ..errors import Mat2SeqError, SchemeMismatchError
 from ..vocabulary import BOS, EOS, PAD, TOKEN_IDS, TOKENS, tokenize
 from .packing import BatchPlan
-from .prefixes import FieldTokens, PrefixDraw, check_fields, field_tokens
+from .prefixes import FieldTokens, PrefixDraw, check_fields, check_values, field_tokens
 
 __all__ = [
     "IGNORED",
@@ -201,11 +201,13 @@ def load_corpus(folder: str | Path, *, max_length: int, scheme: str, fields: Seq
     corpus = load_shards(needed_shards(folder), max_length=max_length, scheme=scheme, fields=fields)
     if not len(corpus):
         raise Mat2SeqError(f"{folder} holds no crystal of at most {max_length} tokens ({corpus.too_long} longer ones)")
+    unknown = {name: tokens.unknown for name, tokens in corpus.fields.items()}
+    check_values(unknown, len(corpus) + corpus.too_long, str(folder))
     return corpus
 
 
 def load_shards(paths: Sequence[Path], *, max_length: int, scheme: str, fields: Sequence[str] = ()) -> TokenCorpus:
-    """Like :func:`load_corpus`, for some shards; the result may be empty."""
+    """Like :func:`load_corpus`, for some shards; the result may be empty, and no crystal need have a property."""
     names = check_fields(fields)
     tables = [_shard(path, scheme, ["text", "properties"] if names else []) for path in paths]
     table = pa.concat_tables(tables).combine_chunks()
@@ -220,7 +222,7 @@ def load_shards(paths: Sequence[Path], *, max_length: int, scheme: str, fields: 
     read = {}
     if names and len(lengths):
         texts, properties = (table.column(name).to_pylist() for name in ("text", "properties"))
-        read = field_tokens(names, texts, properties, where)
+        read = field_tokens(names, texts, properties)
     corpus = TokenCorpus(ids, np.concatenate(([0], np.cumsum(lengths))), scheme, 0, prompts, read)
     fits = np.flatnonzero(Examples(corpus, PrefixDraw(read, 0.0, 0)).lengths <= max_length)
     if len(fits) == len(corpus):

@@ -8,6 +8,7 @@ them and without. Fields are given, never generated: they have no loss.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 from ..errors import Mat2SeqError
 from ..operations import crystal_system
 from ..sequence import Description, parse_text
-from ..vocabulary import END_OF_FIELDS, FIELDS, NUMERIC_FIELDS, UNKNOWN_VALUE, group_word, tokenize
+from ..vocabulary import END_OF_FIELDS, FIELDS, UNKNOWN_VALUE, group_word, tokenize
 
-__all__ = ["FieldTokens", "PrefixDraw", "check_fields", "field_tokens"]
+__all__ = ["FieldTokens", "PrefixDraw", "check_fields", "check_values", "field_tokens"]
+
+logger = logging.getLogger(__name__)
 
 _LARGEST = 100.0  # values from here on have no words
 
@@ -85,14 +88,8 @@ def _words(name: str, description: Description, properties: Mapping[str, object]
     return None if abs(rounded) >= _LARGEST else f"{name}= {rounded + 0.0:+.2f}"
 
 
-def field_tokens(
-    names: Sequence[str], texts: Sequence[str], properties: Sequence[str], where: str
-) -> dict[str, FieldTokens]:
-    """Tokens of the fields ``names`` for crystals with these texts and properties (JSON objects).
-
-    Raises:
-        Mat2SeqError: a property that no crystal has.
-    """
+def field_tokens(names: Sequence[str], texts: Sequence[str], properties: Sequence[str]) -> dict[str, FieldTokens]:
+    """Tokens of the fields ``names`` for crystals with these texts and properties (JSON objects)."""
     found: dict[str, list[list[int]]] = {name: [] for name in names}
     unknown = dict.fromkeys(names, 0)
     for text, record in zip(texts, properties, strict=True):
@@ -101,10 +98,20 @@ def field_tokens(
             words = _words(name, description, values)
             unknown[name] += words is None
             found[name].append(tokenize(words if words is not None else f"{name}= {UNKNOWN_VALUE}"))
-    for name in names:
-        if name in NUMERIC_FIELDS and unknown[name] == len(texts):
-            raise Mat2SeqError(f"no crystal of {where} has a number {name!r}: prepare the corpus from a table with it")
     return {name: _joined(parts, unknown[name]) for name, parts in found.items()}
+
+
+def check_values(unknown: Mapping[str, int], crystals: int, where: str) -> None:
+    """Say how many of the crystals of a whole corpus have no value of a field.
+
+    Raises:
+        Mat2SeqError: a property that no crystal has.
+    """
+    for name, count in unknown.items():
+        if 0 < count == crystals:
+            raise Mat2SeqError(f"no crystal of {where} has a number {name!r}: prepare the corpus from a table with it")
+        if count:
+            logger.warning("%d of %d crystals of %s have no %s: it is unknown there", count, crystals, where, name)
 
 
 class PrefixDraw:

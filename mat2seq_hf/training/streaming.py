@@ -8,6 +8,7 @@ seed and epoch alone, so that a run resumes exactly, from any process, without r
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch.utils.data import Dataset
 
 from .data import CorpusFacts, Examples, MicroBatches
 from .packing import BatchPlan
+from .prefixes import check_values
 
 __all__ = ["StreamedBatches", "group_shards"]
 
@@ -55,7 +57,8 @@ class StreamedBatches(Dataset[dict[str, torch.Tensor]]):
         seed: of the order of the groups.
         row_length: tokens of a packed row; None for buckets.
 
-    Every group is read once at the start, which finds bad shards before the first step.
+    Every group is read once at the start, which finds bad shards, and properties that no crystal has, before the first
+    step.
     """
 
     def __init__(
@@ -78,12 +81,15 @@ class StreamedBatches(Dataset[dict[str, torch.Tensor]]):
     def _scan(self, plan: Callable[[NDArray[np.int64], int], BatchPlan]) -> CorpusFacts:
         """Lengths, counts and fingerprint of the whole corpus, one group in memory at a time."""
         facts: CorpusFacts | None = None
+        unknown: Counter[str] = Counter()
         for number, group in enumerate(self._groups):
             examples = self._read(group, number)
             self.plans.append(plan(examples.lengths, number))
             here = examples.corpus.facts
             facts = here if facts is None else facts + here
+            unknown.update({name: tokens.unknown for name, tokens in examples.corpus.fields.items()})
         assert facts is not None  # a corpus has shards
+        check_values(unknown, facts.crystals + facts.too_long, str(self._groups[0][0].parent))
         if len(self._groups) == 1:
             return facts
         digest = hashlib.sha256(facts.fingerprint.encode()).hexdigest()[:16]
