@@ -113,6 +113,7 @@ def test_a_run_goes_on_with_the_data_weights_and_settings_it_began_with(
         ("--seed=7", "seed was 42 and is now 7"),
         ("--gradient_accumulation_steps=3", "micro-batches a step was 2 and is now 3"),
         ("--batching=packed", "batching was 'bucketed' and is now 'packed'"),
+        ("--metric_for_best_model=loss", "metric_for_best_model was 'bits_per_structure' and is now 'loss'"),
     ):
         for steps in (4, 8):
             with pytest.raises(Mat2SeqError, match=difference):
