@@ -125,6 +125,29 @@ def test_a_column_that_changes_its_type_is_named_with_the_remedy(
         load_crystals(path, cache_dir=tmp_path / "cache")
 
 
+def test_no_decimals_are_cut_off(crystals: dict[str, Structure], tmp_path: Path) -> None:
+    table = _table(crystals, band_gap=["0"] * 201 + ["1.17"])
+    table.to_csv(tmp_path / "late.csv", index=False)
+    table.assign(band_gap=pd.Series([0] * 201 + [1.17], dtype=object)).to_json(
+        tmp_path / "late.jsonl", orient="records", lines=True
+    )
+    for name in ("late.csv", "late.jsonl"):
+        path = tmp_path / name
+        said = rf"'band_gap' was taken for int64.* {name}:201: 1\.17 is no whole number; .*\{{'band_gap': 'float64'\}}"
+        with pytest.raises(Mat2SeqError, match=said):
+            load_crystals(path, cache_dir=tmp_path / "cache")
+        with pytest.raises(Mat2SeqError, match=said):
+            list(load_crystals(path, streaming=True))
+        loaded = load_crystals(path, properties={"band_gap": "float64"}, cache_dir=tmp_path / "cache")
+        assert loaded[201]["band_gap"] == 1.17
+    table.assign(band_gap=[0.5] * 202).to_csv(path, index=False)
+    with pytest.raises(Mat2SeqError, match="was taken for int32"):
+        list(load_crystals(path.rename(tmp_path / "all.csv"), properties={"band_gap": "int32"}, streaming=True))
+    (tmp_path / "whole.jsonl").write_text("\n".join(map(json.dumps, ({"cif": "x", "n": n} for n in (1, 2.0)))))
+    rows = load_crystals(tmp_path / "whole.jsonl", properties={"n": "int64"}, on_error="keep", streaming=True)
+    assert [row["n"] for row in rows] == [1, 2]
+
+
 def test_the_sample_corpus_is_in_the_package_and_every_crystal_in_it_encodes(tmp_path: Path) -> None:
     dataset = load_crystals("sample", cache_dir=tmp_path / "cache")
     assert len(dataset) == 302

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 #: What to do with a row that is no crystal: leave it out and count it, keep it with a column ``error``, or stop.
 ON_ERROR = ("skip", "keep", "raise")
 
-_READER_VERSION = "3"  # raised when the same files give other rows, so that no cache serves the old ones
+_READER_VERSION = "4"  # raised when the same files give other rows, so that no cache serves the old ones
 _SAMPLED_UNITS = 50
 _SAMPLED_ROWS = 200
 _FURTHER_ROWS = 20_000  # of all files, where columns that their heads name are empty in the first rows
@@ -169,19 +169,21 @@ class CrystalCorpus(datasets.ArrowBasedBuilder):  # type: ignore[misc]  # datase
             )
 
     def _table(self, entries: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+        return pa.Table.from_arrays([self._array(entries, item) for item in schema], schema=schema)
+
+    def _array(self, entries: list[dict[str, Any]], item: pa.Field) -> pa.Array:
         try:
-            return pa.Table.from_pylist(entries, schema=schema)
+            return _as_typed([entry.get(item.name) for entry in entries], item.type)
         except (pa.ArrowException, OverflowError) as error:  # an integer above 64 bits is the latter
-            for name, kind in self.config.properties.items():
-                try:
-                    pa.array([entry.get(name) for entry in entries], schema.field(name).type)
-                except (pa.ArrowException, OverflowError) as reason:
-                    places = f"{entries[0]['source']} to {entries[-1]['source']}"
-                    raise Mat2SeqError(
-                        f"column {name!r} was taken for {kind}, which does not hold for {places}: {reason}; "
-                        f"give the type, for instance properties={{{name!r}: 'string'}}"
-                    ) from error
-            raise
+            kind = self.config.properties.get(item.name)
+            if kind is None:
+                raise
+            first = next((entry for entry in entries if not _fits(entry.get(item.name), item.type)), entries[0])
+            better = "float64" if _fits(first.get(item.name), pa.float64()) else "string"
+            raise Mat2SeqError(
+                f"column {item.name!r} was taken for {kind}, which does not hold for {first['source']}: {error}; "
+                f"give the type, for instance properties={{{item.name!r}: {better!r}}}"
+            ) from error
 
     def why_empty(self, split: str) -> str:
         """Why a split has no rows: what its first row says."""
@@ -240,6 +242,27 @@ class CrystalCorpus(datasets.ArrowBasedBuilder):  # type: ignore[misc]  # datase
                 raise Mat2SeqError(f"{row.source} ({row.id}): {error}") from error
             columns = feature.encode_example(ordered(row.text))
         return columns
+
+
+def _as_typed(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """The values as an Arrow array.
+
+    Raises:
+        pa.ArrowException, OverflowError: one of them is not of the type.
+    """
+    if not pa.types.is_floating(kind):  # pyarrow cuts decimals off without a word
+        for value in values:
+            if isinstance(value, float) and not value.is_integer():
+                raise pa.ArrowInvalid(f"{value!r} is no whole number")
+    return pa.array(values, kind)
+
+
+def _fits(value: Any, kind: pa.DataType) -> bool:
+    try:
+        _as_typed([value], kind)
+    except (pa.ArrowException, OverflowError):
+        return False
+    return True
 
 
 def _plain(text: str) -> dict[str, Any] | None:
