@@ -85,7 +85,7 @@ def test_a_stopped_run_continues_and_keeps_what_is_there(table: Path, tmp_path: 
     kept, lost = tmp_path / "part-00000.parquet", tmp_path / "part-00001.parquet"
     before = kept.stat().st_mtime_ns
     lost.unlink()
-    (tmp_path / "part-00001.tmp").write_bytes(b"half a file")
+    (tmp_path / "part-00001.123.tmp").write_bytes(b"half a file")
     (tmp_path / "rejected.parquet").unlink()
     prepare([table], tmp_path, num_proc=1, chunk_size=3, progress=False)
     assert _hashes(tmp_path) == whole
@@ -93,15 +93,16 @@ def test_a_stopped_run_continues_and_keeps_what_is_there(table: Path, tmp_path: 
 
 
 def test_another_tolerance_or_another_input_is_never_served_stale(table: Path, tmp_path: Path) -> None:
-    prepare([table], tmp_path, num_proc=1, chunk_size=3, progress=False)
-    prepare([table], tmp_path, symprec=0.1, num_proc=1, chunk_size=3, progress=False)
-    metadata = [json.loads(pq.read_schema(path).metadata[METADATA_KEY]) for path in shard_paths(tmp_path)]
+    out = tmp_path / "out"
+    prepare([table], out, num_proc=1, chunk_size=3, progress=False)
+    prepare([table], out, symprec=0.1, num_proc=1, chunk_size=3, progress=False)
+    metadata = [json.loads(pq.read_schema(path).metadata[METADATA_KEY]) for path in shard_paths(out)]
     assert {entry["scheme"] for entry in metadata} == {scheme_fingerprint(0.1)}
     shorter = tmp_path / "shorter.csv"
     pd.read_parquet(table).iloc[1:3].to_csv(shorter, index=False)
-    report = prepare([shorter], tmp_path, symprec=0.1, num_proc=1, chunk_size=3, progress=False)
+    report = prepare([shorter], out, symprec=0.1, num_proc=1, chunk_size=3, progress=False)
     assert (report.read, report.encoded) == (2, 2)
-    assert len(shard_paths(tmp_path)) == 1
+    assert len(shard_paths(out)) == 1
 
 
 def test_tables_files_and_folders_are_read_in_order(table: Path, tmp_path: Path) -> None:
@@ -189,3 +190,28 @@ def test_an_output_within_the_input_is_no_input(table: Path, tmp_path: Path, mon
         assert dedup([tmp_path], "unique", num_proc=1, progress=False).read == 10
     with pytest.raises(Mat2SeqError, match="is input and output"):
         prepare([tmp_path], ".", num_proc=1, progress=False)
+
+
+def test_files_of_others_are_never_deleted(table: Path, tmp_path: Path) -> None:
+    for name in ("part-00000-x.snappy.parquet", "part-00000.parquet", "rejected/part-00007.parquet"):
+        own = tmp_path / name.replace("/", "-")
+        (own / name).parent.mkdir(parents=True)
+        shutil.copy(table, own / name)
+        kept = _hashes(own)
+        with pytest.raises(Mat2SeqError, match=rf"{name} has the name of a shard .* give another folder"):
+            prepare([table], own, num_proc=1, progress=False)
+        with pytest.raises(Mat2SeqError, match=f"{name} is input and lies in the output folder"):
+            prepare([own / name], own, num_proc=1, progress=False)
+        assert _hashes(own) == kept
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("notes.tmp", "part-00001.draft.tmp", "part-00001.123.tmp", "report.json.tmp"):
+        (out / name).write_text("mine")
+    (out / "part-00003.parquet").write_bytes(b"PAR1")  # the system stopped before it was on disk
+    prepare([table], out, num_proc=1, progress=False)
+    assert {path.name for path in out.glob("*.tmp")} == {"notes.tmp", "part-00001.draft.tmp"}
+    assert [path.name for path in shard_paths(out)] == ["part-00000.parquet"]
+    kept = _hashes(out)
+    with pytest.raises(Mat2SeqError, match=r"out holds a prepared corpus, whose duplicates\.parquet"):
+        dedup([out], tmp_path / "rejected-part-00007.parquet" / ".." / "out")
+    assert _hashes(out) == kept

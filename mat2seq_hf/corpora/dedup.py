@@ -81,8 +81,8 @@ def dedup(
         settings: of :func:`~.prepare.prepare`, such as ``num_proc`` and ``symprec``.
 
     Raises:
-        Mat2SeqError: as ``prepare``; ``near`` is not positive; or a prepared folder is not complete, or comes with
-            other inputs or with settings, which it has already.
+        Mat2SeqError: as ``prepare``; ``near`` is not positive; a prepared folder is not complete, or comes with other
+            inputs or with settings, which it has already; or the output is a prepared folder.
 
     Example:
         >>> dedup(["cifs/"], "deduplicated", near=0.05)  # doctest: +SKIP
@@ -97,6 +97,11 @@ def dedup(
             "or give the files it was prepared from"
         )
     check_whole(prepared)
+    if output is not None and is_prepared(output):
+        raise Mat2SeqError(
+            f"{output} holds a prepared corpus, whose duplicates.parquet would be replaced: give another folder for "
+            "the output"
+        )
     place = tempfile.TemporaryDirectory() if output is None else nullcontext(str(output))
     with place as name:
         folder = Path(name)

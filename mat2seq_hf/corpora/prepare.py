@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from ..errors import Mat2SeqError
 from .duplicates import first_of_each, read_columns, text_digests
 from .encode import Counts, EncodeSettings, encode_chunk, write_table
 from .rows import InputRow, chunks
-from .schema import DUPLICATES, METADATA_KEY, REJECTED, shard_paths
+from .schema import DUPLICATES, METADATA_KEY, REJECTED, refuse_foreign_shards, shard_paths
 from .sources import read_rows
 from .workers import Worker
 
@@ -40,6 +41,8 @@ __all__ = [
 
 #: What to do with crystals whose sequence is there already: list them, or list and leave them out.
 DUPLICATE_CHOICES = ("report", "remove")
+
+_UNFINISHED = re.compile(r"(part-\d+(-\d+)?|rejected|duplicates)\.\d+\.tmp|(rejected\.csv|report\.json)\.tmp")
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ def _clean(folder: Path, output: Path, wanted: set[Path]) -> None:
         if path not in wanted:
             path.unlink()
     for path in (*folder.glob("*.tmp"), *(folder / "rejected").glob("*.tmp"), *output.glob("*.tmp")):
-        path.unlink(missing_ok=True)
+        if _UNFINISHED.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _join_rejected(folder: Path, output: Path) -> int:
@@ -219,8 +223,9 @@ def writing(folder: Path, output: Path) -> Iterator[None]:
         output: where the prepared corpus goes: the same, or a folder around it.
 
     Raises:
-        Mat2SeqError: another run writes there.
+        Mat2SeqError: another run writes there, or there are shards that no run has written.
     """
+    refuse_foreign_shards((folder, folder / "rejected", output))
     (folder / "rejected").mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output / ".lock", timeout=0):
@@ -266,7 +271,7 @@ def input_rows(inputs: Sequence[str | Path], output: Path) -> Iterator[InputRow]
     """Rows of the inputs, without the folder ``output``, which an earlier run may have written into one of them.
 
     Raises:
-        Mat2SeqError: an input cannot be opened or is the output, or there is no row at all.
+        Mat2SeqError: an input cannot be opened, is the output or is a file in it, or there is no row at all.
     """
     rows = read_rows(inputs, output)
     first = list(islice(rows, 1))
@@ -305,8 +310,9 @@ def prepare(
         progress: show a progress bar.
 
     Raises:
-        Mat2SeqError: an input cannot be opened or is the output, there is no row at all, another run writes to the
-            folder, or a crystal is disordered and that is an error. Single bad rows are set aside instead.
+        Mat2SeqError: an input cannot be opened, is the output or is a file in it, there is no row at all, the folder
+            has ``part-*.parquet`` of others, another run writes to it, or a crystal is disordered and that is an
+            error. Single bad rows are set aside instead.
 
     Example:
         >>> prepare(["mp_20/val.parquet"], "prepared/mp_20/val")  # doctest: +SKIP

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -20,9 +21,12 @@ __all__ = [
     "check_whole",
     "is_prepared",
     "needed_shards",
+    "refuse_foreign_shards",
     "scheme_of",
     "shard_paths",
 ]
+
+_SHARD = re.compile(r"part-\d+(-\d+)?\.parquet")
 
 #: Key of the parquet schema metadata whose value is JSON: scheme, scheme_version, symprec, input.
 METADATA_KEY = b"mat2seq"
@@ -51,6 +55,24 @@ DUPLICATES = pa.schema([(name, pa.string()) for name in ("id", "source", "first_
 def shard_paths(folder: str | Path) -> list[Path]:
     """The shards of a prepared corpus, in order."""
     return sorted(Path(folder).glob("part-*.parquet"))
+
+
+def refuse_foreign_shards(folders: Iterable[str | Path]) -> None:
+    """Refuse to write where files of others have the names of shards: those of an earlier run are replaced.
+
+    Raises:
+        Mat2SeqError: a folder has a ``part-*.parquet`` that ``mat2seq prepare`` did not write.
+    """
+    for path in (path for folder in folders for path in shard_paths(folder)):
+        try:
+            own = METADATA_KEY in (pq.read_schema(path).metadata or {})
+        except (OSError, pa.ArrowException):  # a shard of a run that was cut off by more than the end of a process
+            own = _SHARD.fullmatch(path.name) is not None
+        if not own:
+            raise Mat2SeqError(
+                f"{path} has the name of a shard and is none that `mat2seq prepare` wrote; give another folder for "
+                "the output, or move the file away"
+            )
 
 
 def needed_shards(folder: str | Path) -> list[Path]:

@@ -106,6 +106,19 @@ def _without(files: list[Path], folder: Path, output: Path | None) -> list[Path]
     return [file for file in files if not file.relative_to(folder).is_relative_to(inside)]
 
 
+def _refuse_within(file: Path, output: Path | None) -> None:
+    """Refuse a file that stands where a run puts its own.
+
+    Raises:
+        Mat2SeqError: the file is in the output folder, or in a folder of shards in it.
+    """
+    place = file.resolve().parent
+    if output is None or not place.is_relative_to(output.resolve()):
+        return
+    if {*place.relative_to(output.resolve()).parts} <= {"all", "prepared", "rejected"}:
+        raise Mat2SeqError(f"{file} is input and lies in the output folder {output}: give another folder")
+
+
 def list_units(inputs: Sequence[str | Path], output: Path | None = None) -> list[Unit]:
     """The parts of files and folders, in the order given and, within a folder, of names.
 
@@ -117,7 +130,7 @@ def list_units(inputs: Sequence[str | Path], output: Path | None = None) -> list
 
     Raises:
         Mat2SeqError: a path does not exist, a file is of no known kind or a shard of a prepared corpus, a table is
-            broken, or an input is the output.
+            broken, or an input is the output or a file in it.
     """
     paths = [Path(given) for given in inputs]
     units: list[Unit] = []
@@ -131,6 +144,7 @@ def list_units(inputs: Sequence[str | Path], output: Path | None = None) -> list
                     f"{path.name} is no file of crystals; give CIF, POSCAR, extended XYZ, JSON, CSV, parquet, an ASE "
                     "database, or an archive of such files"
                 )
+            _refuse_within(path, output)
             units += _units_of(path, label, strict=True)
             continue
         for file in _without(folder_files(path), path, output):
