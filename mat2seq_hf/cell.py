@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cif_reading import read_plain_cif
+from .cif_reading import MAX_SITES, read_plain_cif, without_half_pairs
 from .elements import ATOMIC_NUMBERS, SYMBOL_OF
 from .errors import CrystalError
 from .reduction import Cell
@@ -36,7 +36,6 @@ _LIMIT = OVERLAP_DISTANCE + math.sqrt(2.0) * 1e-6
 
 _MAX_FRACTION = 1e6
 _MAX_VECTOR = 1e5  # angstrom; above it floats no longer tell atoms apart, and reduction takes for ever
-_MAX_SITES = 2000  # all pairs are compared, once for each translation: more would take minutes and gigabytes
 _ZERO = re.compile(r"0*\.?0*(\(\d+\))?")  # an occupancy
 _NEIGHBOURS = np.array([[i, j, k] for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)], dtype=np.float64)
 
@@ -56,8 +55,8 @@ def _build(lattice: Any, positions: Any, symbols: list[str]) -> Cell:
     positions = np.array(positions, dtype=np.float64).reshape(-1, 3)
     if not len(symbols):
         raise CrystalError("the crystal has no atoms; give a cell with at least one site")
-    if len(symbols) > _MAX_SITES:
-        raise CrystalError(f"the cell has {len(symbols)} sites, at most {_MAX_SITES} are read; give a smaller cell")
+    if len(symbols) > MAX_SITES:
+        raise CrystalError(f"the cell has {len(symbols)} sites, at most {MAX_SITES} are read; give a smaller cell")
     if not np.isfinite(lattice).all():
         raise CrystalError(f"the lattice has non-finite numbers: {lattice.tolist()}; mend the cell vectors")
     unknown = next((index for index, symbol in enumerate(symbols) if symbol not in ATOMIC_NUMBERS), None)
@@ -126,7 +125,7 @@ def _from_arrays(crystal: tuple[Any, ...]) -> Cell:
 
 
 def _from_text(text: str) -> Cell:
-    text = text.removeprefix("\ufeff")  # a byte order mark
+    text = without_half_pairs(text.removeprefix("\ufeff"))  # a byte order mark
     kind = "CIF" if is_cif(text) else "POSCAR"
     if kind == "CIF" and (plain := read_plain_cif(text)) is not None:
         return _build(*plain)

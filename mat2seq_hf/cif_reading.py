@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .elements import ATOMIC_NUMBERS
-from .errors import DecodeError
+from .errors import CrystalError, DecodeError
 from .lattice import lattice_vectors
 
 try:
@@ -24,7 +24,7 @@ except ImportError:  # code loaded from a Hub repo reads CIFs with pymatgen alon
 else:
     gemmi = _gemmi
 
-__all__ = ["CELL_TAGS", "gemmi", "read_plain_cif"]
+__all__ = ["CELL_TAGS", "MAX_SITES", "gemmi", "read_plain_cif", "without_half_pairs"]
 
 Floats = NDArray[np.float64]
 
@@ -34,6 +34,10 @@ _THIRDS = 1e-4
 _SAME = 1e-4
 # Images of a site on a special position differ by this many units of the last decimal of its coordinates.
 _LAST_DECIMALS = 2.0
+
+#: Sites of a cell that are read: all pairs are compared, once for each translation; more would take minutes and
+#: gigabytes.
+MAX_SITES = 2000
 
 #: Tags of the lengths and angles of the cell.
 CELL_TAGS = tuple(
@@ -48,17 +52,33 @@ _OPERATION = re.compile(r"[xyzXYZ+\-, ]*(?:\d/(?:2|3|4|6|8|12)[xyzXYZ+\-, ]*)*")
 _AMOUNT = re.compile(r"([A-Z][a-z]?)(\d*\.?\d*)")
 
 
+def without_half_pairs(text: str) -> str:
+    """The text with ``?`` for each half of a surrogate pair, which is no UTF-8 and which C++ and files refuse."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def read_plain_cif(text: str) -> tuple[Floats, Floats, list[str]] | None:
-    """Lattice (rows, angstrom), fractional coordinates (n, 3) and symbols of a plain CIF; None for any other text."""
+    """Lattice (rows, angstrom), fractional coordinates (n, 3) and symbols of a plain CIF; None for any other text.
+
+    Raises:
+        CrystalError: the cell has more than :data:`MAX_SITES` sites, of whatever kind: pymatgen would take hours.
+    """
     if gemmi is None:
         return None
     try:
-        blocks = gemmi.cif.read_string(text)
+        blocks = gemmi.cif.read_string(without_half_pairs(text))
     except (ValueError, RuntimeError):
         return None
-    if len(blocks) != 1 or any(_SPECIAL.match(tag) for tag in _tags(blocks[0])):
+    plain = _plain(blocks[0]) if len(blocks) == 1 else None
+    if plain is None:
+        for block in blocks:
+            _refuse_large(block)
+    return plain
+
+
+def _plain(block: Any) -> tuple[Floats, Floats, list[str]] | None:
+    if any(_SPECIAL.match(tag) for tag in _tags(block)):
         return None
-    block = blocks[0]
     lattice, sites, operations = _lattice(block), _sites(block), _operations(block)
     if lattice is None or sites is None or operations is None:
         return None
@@ -71,6 +91,26 @@ def read_plain_cif(text: str) -> tuple[Floats, Floats, list[str]] | None:
     if not _agrees(_string(block, "_chemical_formula_sum"), symbols):
         return None
     return lattice, images, symbols
+
+
+def _refuse_large(block: Any) -> None:
+    columns = block.find("_atom_site_", ["fract_x", "fract_y", "fract_z"])
+    points = np.array([[gemmi.cif.as_number(value) for value in row] for row in columns]).reshape(-1, 3)
+    points = points[np.isfinite(points).all(axis=1)]
+    rotations, translations = _operations(block) or (np.eye(3)[None], np.zeros((1, 3)))
+    if len(points) * len(rotations) > MAX_SITES:
+        # atoms that share a place are one site
+        _, kept = np.unique(np.round((points - np.floor(points)) / _SAME), axis=0, return_index=True)
+        total = 0
+        for point in points[np.sort(kept)]:
+            moved = rotations @ point + translations
+            total += np.count_nonzero(~np.tril(_near(moved, moved, _SAME), -1).any(axis=1))
+            _check_sites(total)
+
+
+def _check_sites(count: int) -> None:
+    if count > MAX_SITES:
+        raise CrystalError(f"the cell has at least {count} sites, at most {MAX_SITES} are read; give a smaller cell")
 
 
 def _tags(block: Any) -> list[str]:
@@ -171,8 +211,11 @@ def _expanded(points: Floats, rotations: Floats, translations: Floats, same: flo
     Args:
         same: fractions; images of a site as near as this are one atom. Those that differ by more than few-decimal
             thirds do are averaged, which puts the atom on its special position.
+
+    Raises:
+        CrystalError: there are too many.
     """
-    images, sizes = [], []
+    images, sizes, total = [], [], 0
     for point in points:
         moved = rotations @ point + translations
         moved -= np.floor(moved)
@@ -187,6 +230,8 @@ def _expanded(points: Floats, rotations: Floats, translations: Floats, same: flo
             return None
         images.append(kept)
         sizes.append(len(kept))
+        total += len(kept)
+        _check_sites(total)  # before all pairs of them are compared
     atoms = np.concatenate(images)
     return None if np.count_nonzero(_near(atoms, atoms, _SAME)) > len(atoms) else (atoms, sizes)
 

@@ -13,7 +13,9 @@ from synthetic import random_crystal
 
 from mat2seq_hf import canonicalize, cif_text
 from mat2seq_hf.cif_reading import read_plain_cif
-from mat2seq_hf.errors import CrystalError
+from mat2seq_hf.corpora.texts import is_disordered
+from mat2seq_hf.errors import CrystalError, Mat2SeqError
+from mat2seq_hf.evaluation.crystals import read_structure
 
 
 def by_pymatgen(text: str) -> Structure:
@@ -205,3 +207,43 @@ def test_a_text_with_two_structures_or_with_a_lost_site_is_refused() -> None:
         canonicalize(named(group, "Na1 0 0 0\nOH1 0.5 0.5 0.5"))
     with pytest.raises(CrystalError, match=r"the sites of the CIF add up to Mg1, but its formula says Mg O"):
         canonicalize("data_global\n_publ_author x\n" + cif(sites="Mg1 Mg 0 0 0 1"))
+
+
+@pytest.mark.parametrize("spoil", ["", "_atom_site_disorder_group", "Na1+", "0.00005", "two blocks", "no group"])
+def test_a_small_text_of_a_large_cell_is_refused_before_it_is_expanded(
+    spoil: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = np.random.default_rng(0).random((2100 if spoil == "no group" else 200, 3))
+    sites = "\n".join(f"Na{index} {x:.6f} {y:.6f} {z:.6f}" for index, (x, y, z) in enumerate(points))
+    text = named("" if spoil == "no group" else "_symmetry_space_group_name_H-M 'F m -3 m'", sites, 4.0, 4.0)
+    if spoil == "two blocks":
+        text += named("", "Na1 0 0 0").replace("data_", "data_other")
+    elif spoil == "Na1+":
+        text = text.replace("Na0 ", "Na0+ ")
+    elif spoil == "no group":
+        text = text.replace("Na0 ", "D0 ")
+    elif spoil.startswith("_"):
+        text += f"{spoil} 1\n"
+    elif spoil:  # images of which it is unclear whether they are one atom
+        text += f"Na999 {spoil} 0.3 0.4\n"
+    for module in ("pymatgen.io.cif.CifParser.from_str", "pymatgen.core.Structure.from_str"):
+        monkeypatch.setattr(module, None)
+    with pytest.raises(CrystalError, match=r"the cell has at least 2\d{3} sites, at most 2000 are read"):
+        canonicalize(text)
+    with pytest.raises(Mat2SeqError, match="at most 2000 are read"):
+        read_structure(text)
+    assert not is_disordered(text)
+
+
+def test_a_large_text_of_few_places_is_read() -> None:
+    sites = "\n".join(f"{element}{index} 0 0 0 {index}" for index, element in enumerate(["Na", "K"] * 150))
+    text = named("_symmetry_space_group_name_H-M 'F m -3 m'", sites).replace(
+        "fract_z\n", "fract_z\n _atom_site_occupancy\n"
+    )
+    assert read_plain_cif(text) is None
+
+
+def test_half_a_surrogate_pair_is_no_harm() -> None:
+    assert canonicalize(cif() + "# M\udcfcller\n") == canonicalize(cif())
+    with pytest.raises(CrystalError, match=r"starts with .data_x # M\?ller _cell"):
+        canonicalize("data_x\n# M\udcfcller\n_cell_length_a")

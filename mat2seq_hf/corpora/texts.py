@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cell import is_cif
+from ..cif_reading import read_plain_cif
 from ..elements import SYMBOL_OF
 from ..errors import CrystalError
 
@@ -131,6 +132,8 @@ def _parsed(text: str) -> Structure | None:
         warnings.simplefilter("ignore")
         try:
             crystal = crystal_of(text)
+            if isinstance(crystal, str) and is_cif(crystal):
+                read_plain_cif(crystal)  # refuses what pymatgen would expand for hours
             return (
                 crystal
                 if not isinstance(crystal, str)
