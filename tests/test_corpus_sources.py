@@ -12,6 +12,7 @@ import tarfile
 import time
 import zipfile
 from datetime import date
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from mat2seq_hf.canonical import canonicalize
 from mat2seq_hf.corpora.encode import encode_row
 from mat2seq_hf.corpora.formats import cif_blocks
+from mat2seq_hf.corpora.load import load_crystals
 from mat2seq_hf.corpora.prepare import prepare
+from mat2seq_hf.corpora.rows import InputRow, chunks
 from mat2seq_hf.corpora.sources import list_units, read_rows, short_names
 from mat2seq_hf.corpora.texts import crystal_of, json_text
 from mat2seq_hf.errors import Mat2SeqError
@@ -105,6 +108,20 @@ def test_every_kind_of_file_gives_every_crystal_once(kind: str, files: Path, cry
     if kind not in ("blocks.cif", "dict.json", "files.zip", "files.tar.gz"):
         assert [row.id for row in rows] == list(NAMES)
         assert [json.loads(row.properties) for row in rows] == [{"gap": 0.0}, {"gap": 0.5}, {"gap": 1.0}]
+
+
+def test_chunks_of_anything_end() -> None:
+    rows = [InputRow(str(number), "", "") for number in range(5)]
+    for given in (rows, tuple(rows), iter(rows)):
+        assert list(islice(chunks(given, 2), 9)) == [rows[:2], rows[2:4], rows[4:]]
+
+
+def test_half_a_surrogate_pair_in_a_property_is_replaced(cifs: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"cif": cifs["NaCl"], "by\ud800": 1.5, "who": "M\udcfcller", "where": "Zürich"}]))
+    (row,) = read_rows([path])
+    assert json.loads(row.properties) == {"by?": 1.5, "who": "M?ller", "where": "Zürich"}
+    assert load_crystals(path, streaming=True).features["by?"].dtype == "float64"
 
 
 def test_folders_are_read_to_the_bottom_in_the_order_of_names(

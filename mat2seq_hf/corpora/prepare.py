@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -236,7 +236,7 @@ def writing(folder: Path, output: Path) -> Iterator[None]:
 
 
 def prepare_rows(
-    rows: Iterator[InputRow],
+    rows: Iterable[InputRow],
     output: str | Path,
     *,
     symprec: float = 0.01,

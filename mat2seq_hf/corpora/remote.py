@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CrystalError, Mat2SeqError
-from .rows import InputRow
+from .rows import InputRow, scalars
 
 __all__ = ["load_rows", "materials_project_rows", "optimade_rows"]
 
@@ -63,8 +63,8 @@ def materials_project_rows(
     for document in documents:
         name = str(document.material_id)
         values = {key: getattr(document, key, None) for key in properties}
-        kept = {key: value for key, value in sorted(values.items()) if isinstance(value, (str, int, float))}
-        yield InputRow(name, json.dumps(document.structure.as_dict()), f"materials project:{name}", json.dumps(kept))
+        text = json.dumps(document.structure.as_dict())
+        yield InputRow(name, text, f"materials project:{name}", scalars(values))
 
 
 def _optimade_structure(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -124,8 +124,8 @@ def optimade_rows(
 def _entries(entries: Iterable[dict[str, Any]], place: str, properties: Sequence[str]) -> Iterator[InputRow]:
     for entry in entries:
         attributes, name = entry.get("attributes") or {}, str(entry.get("id"))
-        values = {key: attributes.get(key) for key in sorted(properties)}
-        kept = json.dumps({key: value for key, value in values.items() if isinstance(value, (str, int, float))})
+        values = {key: attributes.get(key) for key in properties}
+        kept = scalars(values)
         source = f"{place}:{name}"
         try:
             text = json.dumps(_optimade_structure(attributes))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
+
+from ..cif_reading import without_half_pairs
 
 __all__ = ["ID_COLUMNS", "InputRow", "chunks", "is_property", "plain_name", "problem_row", "scalars", "stem_of"]
 
@@ -38,9 +40,8 @@ class InputRow:
 
     def __post_init__(self) -> None:
         for name in ("id", "text", "source", "properties", "problem", "written"):
-            value: str = getattr(self, name)
-            if not value.isascii():  # half a surrogate pair, as JSON can hold, is no UTF-8 and fits into no file
-                object.__setattr__(self, name, value.encode("utf-8", "replace").decode())
+            # half a surrogate pair, as JSON can hold, is no UTF-8 and fits into no file
+            object.__setattr__(self, name, without_half_pairs(getattr(self, name)))
 
 
 def problem_row(label: str, error: Exception | str) -> InputRow:
@@ -49,8 +50,9 @@ def problem_row(label: str, error: Exception | str) -> InputRow:
     return InputRow(stem_of(label), "", label, problem=said)
 
 
-def chunks(rows: Iterator[InputRow], size: int) -> Iterator[list[InputRow]]:
+def chunks(rows: Iterable[InputRow], size: int) -> Iterator[list[InputRow]]:
     """The rows in lists of ``size``; the last one may be shorter."""
+    rows = iter(rows)
     while chunk := list(islice(rows, size)):
         yield chunk
 
@@ -72,9 +74,12 @@ def is_property(name: str) -> bool:
 
 
 def scalars(row: Mapping[str, Any]) -> str:
-    """JSON of the columns that are numbers, strings or truth values; without index columns and missing values."""
+    """JSON of the columns that are numbers, strings or truth values; without index columns and missing values.
+
+    JSON escapes what is not ASCII, so that half a surrogate pair has to be replaced before.
+    """
     kept = {
-        name: value
+        without_half_pairs(name): without_half_pairs(value) if isinstance(value, str) else value
         for name, value in sorted(row.items())
         if isinstance(value, (str, int, float))
         and not (isinstance(value, float) and not math.isfinite(value))
