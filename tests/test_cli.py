@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import re
 import shlex
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -83,13 +85,33 @@ def test_encode_names_bad_files_and_does_the_others(files: list[str], tmp_path: 
     assert "no crystal" in lines[2]
 
 
+def test_standard_input_and_capital_suffixes_are_read_as_files_are(
+    files: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["encode", files[0]]) == 0
+    text = capsys.readouterr().out
+    data = Path(files[0]).read_bytes()
+    (tmp_path / "X.CIF.GZ").write_bytes(gzip.compress(data))
+    with zipfile.ZipFile(tmp_path / "Z.ZIP", "w") as archive:
+        archive.writestr("x.cif", data)
+    assert main(["encode", str(tmp_path / "X.CIF.GZ"), str(tmp_path / "Z.ZIP")]) == 0
+    assert capsys.readouterr().out == 2 * text
+    for given in (b"\xef\xbb\xbf" + data, b"# M\xfcller\r\n" + data.replace(b"\n", b"\r\n")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given), "utf-8"))
+        assert main(["encode", "-"]) == 0
+        assert capsys.readouterr().out == text
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"M\xfcller\n"), "utf-8"))
+    assert main(["decode", "-"]) == 2
+    assert "- is not a text file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("file_format", ["cif", "poscar"])
 def test_decode_undoes_encode(
     files: list[str], file_format: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     main(["encode", *files])
     texts = capsys.readouterr().out
-    monkeypatch.setattr("sys.stdin", io.StringIO(texts))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(texts.encode())))
     assert main(["decode", "-", "--format", file_format, "-o", str(tmp_path / "out")]) == 0
     written = capsys.readouterr().out.splitlines()
     suffix = {"cif": "cif", "poscar": "vasp"}[file_format]

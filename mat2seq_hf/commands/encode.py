@@ -35,7 +35,7 @@ def _crystals(name: str) -> Iterator[tuple[str, str, str]]:
 
     path = Path(name)
     if name == "-" or (path.is_file() and reader_of(name) in (None, reader_of("x.cif"), reader_of("x.vasp"))):
-        if not path.name.endswith((".db", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")):
+        if not path.name.lower().endswith((".db", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")):
             yield from ((name + tail, text, "") for tail, text in _blocks(read(name, errors="replace")))
             return
     elif not path.exists():

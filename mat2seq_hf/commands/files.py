@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,10 @@ __all__ = ["console", "crystal_file_name", "lines", "read", "reason"]
 
 def read(name: str, errors: str = "strict") -> str:
     """Text of a file; ``-`` is standard input. What becomes of bytes that are no UTF-8, see :meth:`bytes.decode`."""
-    return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig", errors=errors)
+    if name != "-":
+        return Path(name).read_text(encoding="utf-8-sig", errors=errors)
+    # the encoding of sys.stdin is that of the system
+    return io.TextIOWrapper(io.BytesIO(sys.stdin.buffer.read()), encoding="utf-8-sig", errors=errors).read()
 
 
 def reason(error: Exception) -> str:
