@@ -106,6 +106,24 @@ def test_corpora_of_different_canonical_forms_are_not_compared(described: Path, 
     assert main([*asked, str(tmp_path / "0.01")]) == 0
 
 
+def test_a_corpus_is_never_compared_with_itself(
+    described: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    prepare([described], out, num_proc=1, progress=False)
+    (tmp_path / "link").symlink_to(out)
+    assert main(["dedup", str(out), str(out)]) == 2
+    assert f"{out} is named twice" in capsys.readouterr().err
+    assert main(["dedup", str(out), str(tmp_path / "link")]) == 2
+    assert f"{out} and {tmp_path / 'link'} are the same folder" in capsys.readouterr().err
+    report = (out / "report.json").stat().st_mtime_ns
+    monkeypatch.chdir(tmp_path)
+    for against in ("out", "link", "out/../out"):
+        assert main(["prepare", str(described), "-o", str(out), "--num-proc", "1", "--against", against]) == 2
+        assert "are the same folder" in capsys.readouterr().err
+    assert (out / "report.json").stat().st_mtime_ns == report
+
+
 def test_the_first_of_each_value_is_found_whatever_the_chunks() -> None:
     words = list("abcabdaxyzx")
     expected = [words.index(word) for word in words]

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from ..corpora.dedup import dedup
     from ..corpora.duplicates import leakage
     from ..corpora.schema import is_prepared
-    from ..corpora.sources import short_names
+    from ..corpora.sources import named_folders
 
     prepared = list(map(is_prepared, args.inputs))
     if len(args.inputs) > 1 and all(prepared):
@@ -77,8 +77,7 @@ def run(args: argparse.Namespace) -> int:
                 "several prepared folders are compared as they are, without --output, --near and --symprec; give one "
                 "of them alone, or the files they were prepared from"
             )
-        names = short_names([Path(path) for path in args.inputs])
-        print_overlaps(leakage(dict(zip(names, args.inputs, strict=True))))
+        print_overlaps(leakage(named_folders(args.inputs)))
         return 0
     # crystals that differ by the tolerance show the same symmetry only if the search allows for as much
     settings: dict[str, Any] = {} if args.symprec is None else {"symprec": args.symprec}

@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     from ..corpora.encode import EncodeSettings
     from ..corpora.prepare import prepare
     from ..corpora.schema import check_schemes, check_whole, scheme_of
-    from ..corpora.sources import short_names
+    from ..corpora.sources import named_folders
     from .dedup import print_overlaps
 
     settings: dict[str, Any] = {
@@ -103,12 +103,11 @@ def run(args: argparse.Namespace) -> int:
     own = str(EncodeSettings(args.symprec, args.on_disorder).metadata()["scheme"])
     check_whole(args.against)
     check_schemes({"this run": own} | {name: scheme_of(name) for name in args.against})  # not only after hours of work
-    folders: list[Path] = []
-    for split, paths in _inputs(args).items():
-        folder = args.output / split if split else args.output
-        _print(split, prepare(paths, folder, **settings), folder)
-        folders.append(folder)
-    folders += map(Path, args.against)
-    if len(folders) > 1:
-        print_overlaps(leakage(dict(zip(short_names(folders), folders, strict=True))))
+    inputs = _inputs(args)
+    folders = {split: args.output / split if split else args.output for split in inputs}
+    compared = named_folders([*folders.values(), *args.against])
+    for split, folder in folders.items():
+        _print(split, prepare(inputs[split], folder, **settings), folder)
+    if len(compared) > 1:
+        print_overlaps(leakage(compared))
     return 0

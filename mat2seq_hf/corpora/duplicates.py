@@ -79,7 +79,7 @@ def _folder_digests(folder: str | Path) -> pa.ChunkedArray:
     return pa.chunked_array(chunks, pa.binary(16))
 
 
-def leakage(folders: dict[str, str | Path]) -> list[Overlap]:
+def leakage(folders: Mapping[str, str | Path]) -> list[Overlap]:
     """What each two prepared corpora (such as training and validation) have in common.
 
     Args:

@@ -21,6 +21,7 @@ __all__ = [
     "broken_row",
     "is_known",
     "list_units",
+    "named_folders",
     "read_rows",
     "said",
     "short_names",
@@ -68,6 +69,21 @@ def short_names(paths: Sequence[Path]) -> list[str]:
         left -= done
         count += 1
     return [labels[path.absolute().parts] for path in paths]
+
+
+def named_folders(folders: Sequence[str | Path]) -> dict[str, Path]:
+    """Folders that are compared, each by the shortest name that tells it from the others.
+
+    Raises:
+        Mat2SeqError: two of them are the same.
+    """
+    paths = [Path(folder) for folder in folders]
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        if (other := seen.setdefault(path.resolve(), path)) is not path:
+            same = f"{path} is named twice" if other == path else f"{other} and {path} are the same folder"
+            raise Mat2SeqError(f"{same}: give each corpus that is compared once")
+    return dict(zip(short_names(paths), paths, strict=True))
 
 
 def _units_of(path: Path, label: str, strict: bool) -> Iterator[Unit]:
