@@ -104,7 +104,7 @@ def _refuse_large(block: Any) -> None:
         total = 0
         for point in points[np.sort(kept)]:
             moved = rotations @ point + translations
-            total += np.count_nonzero(~np.tril(_near(moved, moved, _SAME), -1).any(axis=1))
+            total += int(np.count_nonzero(~np.tril(_near(moved, moved, _SAME), -1).any(axis=1)))
             _check_sites(total)
 
 

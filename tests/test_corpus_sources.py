@@ -399,6 +399,32 @@ def test_a_bomb_of_one_line_is_read_no_further_than_a_crystal_may_be_long(
     assert "a line is longer than" in rows[1].problem
 
 
+def test_a_bomb_of_json_is_refused_with_the_remedy(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mat2seq_hf.corpora.formats._MAX_JSON", 2**20)
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b"[" + b"[]," * 2**20 + b"[]]"))
+    with pytest.raises(Mat2SeqError, match=r"a\.json\.gz .* larger than 1 MiB; write it as \.jsonl"):
+        list(read_rows([tmp_path / "a.json.gz"]))
+    assert len(list(read_rows([files / "list.json"]))) == 3
+
+
+def test_a_bomb_of_parquet_is_read_a_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mat2seq_hf.corpora.formats._BATCH_BYTES", 2**22)
+    table = pa.table({"cif": ["no crystal"] * 300, "note": ["x" * 2**20] * 300})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(tmp_path / "a.parquet", "a.parquet")
+    del table
+    before = pa.total_allocated_bytes()
+    for name in ("a.parquet", "a.zip"):
+        rows = read_rows([tmp_path / name])
+        first = next(rows)
+        assert pa.total_allocated_bytes() - before < 2**24
+        assert json.loads(first.properties) == {"note": "x" * 2**20}
+        assert [row.source.rpartition(":")[2] for row in rows] == [str(number) for number in range(1, 300)]
+
+
 def test_names_are_short_and_found_in_linear_time() -> None:
     paths = [Path(f"/data/{number}/CONTCAR") for number in range(20_000)]
     begun = time.process_time()

@@ -23,8 +23,8 @@ from .texts import spans_volume
 
 __all__ = ["BATCH", "announced_properties", "column_of", "property_of", "unit_batches"]
 
-#: Rows that are read at once.
-BATCH = 1000
+#: Rows that are read at once. One may have strings of a mebibyte, which a file of a few hundred bytes can hold.
+BATCH = 200
 
 _RESERVED = ("id", "structure", "source", "error")
 

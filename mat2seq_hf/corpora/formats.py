@@ -33,18 +33,22 @@ __all__ = [
 
 _STRUCTURE_COLUMNS = ("cif", "structure", "poscar")
 _PLAIN_COLUMNS = ("lattice", "numbers", "frac_coords")
-_MAX_WHOLE = 2**30  # bytes of a JSON file, and of a parquet file in an archive, which are read whole
+# Bytes of files that are read whole: a parquet file in an archive, and a JSON file, whose text can become 25 times as
+# much in memory.
+_MAX_WHOLE = 2**30
+_MAX_JSON = 2**27
+_BATCH_BYTES = 2**27  # of rows of a parquet file that are read at once
 
 
-def _bytes(stream: BinaryIO, limit: int) -> bytes:
+def _bytes(stream: BinaryIO, limit: int, remedy: str = "") -> bytes:
     data = stream.read(limit + 1)
     if len(data) > limit:
-        raise Mat2SeqError(f"the file is larger than {limit // 2**20} MiB")
+        raise Mat2SeqError(f"the file is larger than {limit // 2**20} MiB{remedy}")
     return data
 
 
-def _text(stream: BinaryIO, limit: int = MAX_TEXT) -> str:
-    return _bytes(stream, limit).decode("utf-8-sig", errors="replace")
+def _text(stream: BinaryIO, limit: int = MAX_TEXT, remedy: str = "") -> str:
+    return _bytes(stream, limit, remedy).decode("utf-8-sig", errors="replace")
 
 
 def cif_blocks(text: str) -> list[tuple[str, str]]:
@@ -102,7 +106,7 @@ def _is_frame(data: Mapping[str, Any]) -> bool:
 
 
 def _json_rows(stream: BinaryIO, label: str) -> Iterator[InputRow]:
-    data = json.loads(_text(stream, _MAX_WHOLE))
+    data = json.loads(_text(stream, _MAX_JSON, "; write it as .jsonl, one crystal a line, which may be of any size"))
     if isinstance(data, dict) and isinstance(data.get("ids"), list) and "nextid" in data:
         yield from json_database_rows(data, label)
     elif isinstance(data, dict) and _is_frame(data):  # a pandas table, as Matbench publishes
@@ -210,16 +214,23 @@ def table_rows(batch: pa.RecordBatch | pa.Table, label: str, first: int = 0) -> 
         yield _table_row(row, label, number, structure)
 
 
-def group_rows(path: Path, label: str, group: int, first: int) -> Iterator[InputRow]:
+def group_rows(path: Path | BinaryIO, label: str, group: int, first: int) -> Iterator[InputRow]:
     """Rows of one row group of a parquet file."""
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1000, row_groups=[group]):
+        # each row can hold all of a group, once where the file names it by a number
+        size = _BATCH_BYTES // max(file.metadata.row_group(group).total_byte_size, 1)
+        for batch in file.iter_batches(batch_size=min(max(size, 1), 1000), row_groups=[group]):
             yield from table_rows(batch, label, first)
             first += len(batch)
 
 
 def _parquet_rows(stream: BinaryIO, label: str) -> Iterator[InputRow]:
-    yield from table_rows(pq.read_table(io.BytesIO(_bytes(stream, _MAX_WHOLE))), label)
+    data = _bytes(stream, _MAX_WHOLE)
+    metadata, first = pq.read_metadata(io.BytesIO(data)), 0
+    _structure_column(metadata.schema.to_arrow_schema().names, label)
+    for group in range(metadata.num_row_groups):
+        yield from group_rows(io.BytesIO(data), label, group, first)
+        first += metadata.row_group(group).num_rows
 
 
 def _csv_rows(stream: BinaryIO, label: str) -> Iterator[InputRow]:
