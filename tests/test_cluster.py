@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from pathlib import Path
@@ -71,8 +72,10 @@ def test_a_job_that_loses_a_node_gives_the_rows_of_one_process(tmp_path: Path) -
 
 
 def test_settings_that_cannot_work_are_refused_before_ray_starts(tmp_path: Path) -> None:
-    with pytest.raises(Mat2SeqError, match="not possible"):
+    with pytest.raises(Mat2SeqError, match="duplicates is one of report, remove, not 'ignore'"):
         prepare_with_ray([SAMPLE_CORPUS], tmp_path, duplicates="ignore")
+    with pytest.raises(Mat2SeqError, match="seconds is a finite number, at least 1, not inf"):
+        prepare_with_ray([SAMPLE_CORPUS], tmp_path, seconds=math.inf)
     with pytest.raises(Mat2SeqError, match="no crystals in"):
         prepare_with_ray([tmp_path], tmp_path / "out")
     assert not ray.is_initialized()

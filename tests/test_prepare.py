@@ -131,9 +131,12 @@ def test_a_broken_table_is_named(tmp_path: Path) -> None:
         prepare([tmp_path / "broken.parquet"], tmp_path / "out", num_proc=1, progress=False)
 
 
-@pytest.mark.parametrize("setting", [{"symprec": 5.0}, {"num_proc": 0}, {"chunk_size": 0}])
+@pytest.mark.parametrize(
+    "setting",
+    [{"symprec": 5.0}, {"num_proc": 0}, {"chunk_size": 0}, *({"seconds": float(text)} for text in ("inf", "nan", "0"))],
+)
 def test_settings_that_cannot_work_are_refused_at_once(setting: dict[str, Any], table: Path, tmp_path: Path) -> None:
-    with pytest.raises(Mat2SeqError, match=r"symprec|num_proc"):
+    with pytest.raises(Mat2SeqError, match=r"symprec|num_proc|seconds is a finite number"):
         prepare([table], tmp_path / "out", progress=False, **setting)
     assert not (tmp_path / "out").exists()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import Mat2SeqError
 from .encode import Counts, EncodeSettings, encode_chunk
-from .prepare import DUPLICATE_CHOICES, PrepareReport, finish, writing
+from .prepare import PrepareReport, check_settings, finish, writing
 from .rows import InputRow, chunks
 from .sources import Unit, list_units, unit_rows
 from .workers import Worker
@@ -74,8 +74,7 @@ def prepare_with_ray(
         import ray  # noqa: F401
     except ImportError as error:
         raise Mat2SeqError("clusters need ray: pip install 'mat2seq-hf[ray]'") from error
-    if duplicates not in DUPLICATE_CHOICES or chunk_size < 1 or seconds < 1:
-        raise Mat2SeqError(f"duplicates={duplicates!r}, chunk_size={chunk_size}, seconds={seconds}: not possible")
+    check_settings(duplicates, chunk_size, seconds)
     settings = EncodeSettings(symprec, on_disorder)
     target = Path(output).absolute()
     folder = target / "all" if duplicates == "remove" else target

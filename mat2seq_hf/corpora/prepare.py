@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import queue
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +33,7 @@ from .workers import Worker
 __all__ = [
     "DUPLICATE_CHOICES",
     "PrepareReport",
+    "check_settings",
     "finish",
     "input_rows",
     "prepare",
@@ -214,6 +216,20 @@ def finish(folder: Path, output: Path, duplicates: str, wanted: set[Path]) -> Pr
     return report
 
 
+def check_settings(duplicates: str, chunk_size: int, seconds: float, num_proc: int = 1) -> None:
+    """Refuse settings with which no run can work, before there is any work.
+
+    Raises:
+        Mat2SeqError: one of them is out of range.
+    """
+    if num_proc < 1 or chunk_size < 1:
+        raise Mat2SeqError(f"num_proc and chunk_size are at least 1, not {num_proc} and {chunk_size}")
+    if not 1 <= seconds < math.inf:
+        raise Mat2SeqError(f"seconds is a finite number, at least 1, not {seconds!r}")
+    if duplicates not in DUPLICATE_CHOICES:
+        raise Mat2SeqError(f"duplicates is one of {', '.join(DUPLICATE_CHOICES)}, not {duplicates!r}")
+
+
 @contextmanager
 def writing(folder: Path, output: Path) -> Iterator[None]:
     """Make the folders of a run, let no other run write there, and take away the report until there is a new one.
@@ -252,10 +268,7 @@ def prepare_rows(
     Raises:
         Mat2SeqError: as :func:`prepare`.
     """
-    if num_proc < 1 or chunk_size < 1 or seconds < 1:
-        raise Mat2SeqError(f"num_proc, chunk_size and seconds are at least 1, not {num_proc}, {chunk_size}, {seconds}")
-    if duplicates not in DUPLICATE_CHOICES:
-        raise Mat2SeqError(f"duplicates is one of {', '.join(DUPLICATE_CHOICES)}, not {duplicates!r}")
+    check_settings(duplicates, chunk_size, seconds, num_proc)
     settings = EncodeSettings(symprec, on_disorder)
     target = Path(output)
     folder = target / "all" if duplicates == "remove" else target
