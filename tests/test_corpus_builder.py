@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import stat
 import threading
 import zipfile
@@ -86,6 +87,17 @@ def test_a_changed_file_is_read_anew(folder: Path, crystals: dict[str, Structure
     assert len(load_crystals(folder, cache_dir=tmp_path / "cache")) == 4
 
 
+def test_one_relative_path_is_another_corpus_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for length in ("4.0", "5.0"):
+        path = tmp_path / length / "a.vasp"
+        path.parent.mkdir()
+        path.write_text(f"salt\n{length}\n1 0 0\n0 1 0\n0 0 1\nCs Cl\n1 1\ndirect\n0 0 0\n0.5 0.5 0.5\n")
+        os.utime(path, (1e9, 1e9))
+        monkeypatch.chdir(path.parent)
+        (row,) = load_crystals("a.vasp", cache_dir=tmp_path / "cache")
+        assert row["structure"].lattice.a == float(length)
+
+
 def _table(crystals: dict[str, Structure], **columns: list[Any]) -> pd.DataFrame:
     cif = crystals["NaCl"].to(fmt="cif")
     length = len(next(iter(columns.values())))
@@ -146,6 +158,31 @@ def test_no_decimals_are_cut_off(crystals: dict[str, Structure], tmp_path: Path)
     (tmp_path / "whole.jsonl").write_text("\n".join(map(json.dumps, ({"cif": "x", "n": n} for n in (1, 2.0)))))
     rows = load_crystals(tmp_path / "whole.jsonl", properties={"n": "int64"}, on_error="keep", streaming=True)
     assert [row["n"] for row in rows] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["gap"], r"a mapping of names to types .* not \['gap'\]"),
+        ("gap", "not 'gap'"),
+        ({"gap": float}, "'gap' is <class 'float'>"),
+        ({1: "int64"}, "1 is 'int64'"),
+        ({"gap": "number"}, "'gap' is 'number'"),
+    ],
+)
+def test_properties_of_no_type_are_refused(given: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(Mat2SeqError, match=said):
+        load_crystals("sample", properties=given, cache_dir=tmp_path / "cache")
+
+
+def test_a_property_that_no_row_has_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = {"bandgap": "float64", "band_gap": "float64", "source": "string"}
+    for _ in range(2):  # from the files, and from the cache
+        caplog.clear()
+        loaded = load_crystals("sample", properties=given, cache_dir=tmp_path / "cache")
+        assert caplog.text.count("no row has the property") == 1
+        assert "no row has the property 'bandgap', 'source': the columns are empty" in caplog.text
+    assert loaded.column_names == ["id", "structure", "source", "bandgap", "band_gap", "source_"]
 
 
 def test_the_sample_corpus_is_in_the_package_and_every_crystal_in_it_encodes(tmp_path: Path) -> None:

@@ -53,7 +53,11 @@ class CrystalCorpusConfig(datasets.BuilderConfig):  # type: ignore[misc]  # data
 def _state(inputs: Mapping[str, Sequence[str]]) -> str:
     """Names, sizes and times of all files: a changed file is another corpus to the cache."""
     units = {unit.path for paths in inputs.values() for unit in list_units(paths)}
-    facts = [(path, (status := os.stat(path)).st_size, status.st_mtime_ns) for path in sorted(units)]  # noqa: PTH116
+    # one relative path is another file in another working directory
+    facts = [
+        (os.path.abspath(path), (status := os.stat(path)).st_size, status.st_mtime_ns)  # noqa: PTH100, PTH116
+        for path in sorted(units)
+    ]
     return str(datasets.fingerprint.Hasher.hash([_READER_VERSION, facts]))
 
 

@@ -14,6 +14,7 @@ from ..errors import Mat2SeqError
 from .archives import folder_files, is_visible
 from .benchmarks import BENCHMARKS, check_rows, find_benchmark
 from .builder import CrystalCorpus
+from .columns import column_of
 from .feature import Crystal, with_crystals
 from .sources import is_known
 
@@ -107,6 +108,55 @@ def _from_hub(name: str, split: str | None, **settings: Any) -> Any:
     return loaded
 
 
+def _check_properties(properties: Any) -> None:
+    """Refuse what gives no types to names.
+
+    Raises:
+        Mat2SeqError: it is no mapping, or a type is none that datasets knows.
+    """
+    remedy = "a mapping of names to types such as 'float64', 'int64', 'bool' and 'string'"
+    if not isinstance(properties, Mapping):
+        raise Mat2SeqError(f"properties is {remedy}, not {properties!r}")
+    for name, kind in properties.items():
+        try:
+            known = isinstance(name, str) and isinstance(kind, str) and bool(datasets.Value(kind))
+        except ValueError:
+            known = False
+        if not known:
+            raise Mat2SeqError(f"properties is {remedy}; the type of {name!r} is {kind!r}")
+
+
+def _warn_empty(dataset: Any, properties: Iterable[str]) -> None:
+    """Say which properties no row of any split has: their names may be those of no column."""
+    parts = list(dataset.values()) if isinstance(dataset, dict) else [dataset]
+    empty = [
+        repr(name)
+        for name in properties
+        if all(part.data.column(column_of(name)).null_count == len(part) for part in parts)
+    ]
+    if empty:
+        logger.warning("no row has the property %s: the columns are empty; see to the names", ", ".join(empty))
+
+
+def _built(builder: CrystalCorpus, inputs: Mapping[str, list[str]], wanted: str | None, num_proc: int | None) -> Any:
+    """The dataset on disk.
+
+    Raises:
+        Mat2SeqError: a file is not what it was taken for, or no row of a split that is wanted is a crystal.
+    """
+    try:
+        builder.download_and_prepare(num_proc=num_proc)
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, Mat2SeqError):
+            raise error.__cause__ from None
+        raise
+    for name in inputs:
+        if (wanted is None or name in wanted) and not builder.info.splits[name].num_examples:
+            place = ", ".join(inputs[name])
+            raise Mat2SeqError(f"{place}: {builder.why_empty(name)}; mend it, or set on_error to keep to see all")
+    return builder.as_dataset(split=wanted)
+
+
 def load_crystals(
     source: str | Path | Iterable[str | Path] | Mapping[str, Any],
     *,
@@ -132,7 +182,7 @@ def load_crystals(
         num_proc: processes that read; files and row groups of parquet files are dealt out to them.
         data_dir: folder with local copies of the benchmark corpora, in place of a download.
         properties: names and types (``"float64"``, ``"string"`` ...) of the columns to carry along, in place of what
-            the first rows suggest.
+            the first rows suggest; a warning says which no row has, unless ``streaming``.
         keep_text: keep the source texts.
         on_error: one of :data:`~.builder.ON_ERROR`.
         on_disorder: ``"set_aside"`` (treated as ``on_error`` says), ``"order"`` or ``"error"``.
@@ -142,9 +192,9 @@ def load_crystals(
         ``Dataset`` or ``DatasetDict``; with ``streaming`` their iterable counterparts.
 
     Raises:
-        Mat2SeqError: nothing is found, no row is a crystal, a file is broken as a whole, a property does not have its
-            type, a row is bad and ``on_error`` is ``"raise"``, or a dataset on the Hub stores no crystals as columns
-            or is given settings that are for files.
+        Mat2SeqError: nothing is found, ``properties`` gives no types to names, no row is a crystal, a file is broken as
+            a whole, a property does not have its type, a row is bad and ``on_error`` is ``"raise"``, or a dataset on
+            the Hub stores no crystals as columns or is given settings that are for files.
 
     Example:
         >>> load_crystals("my_cifs/")[0]["structure"]  # doctest: +SKIP
@@ -152,6 +202,7 @@ def load_crystals(
         'TmMgHg2'
         >>> load_crystals("mp_20", data_dir="../shared/data", split="val")  # doctest: +SKIP
     """
+    _check_properties({} if properties is None else properties)
     directory = None if cache_dir is None else str(cache_dir)
     if source == "sample" and not Path("sample").exists():
         source = SAMPLE_CORPUS
@@ -179,17 +230,9 @@ def load_crystals(
     wanted = split or (next(iter(inputs)) if len(inputs) == 1 else None)
     if streaming:
         return builder.as_streaming_dataset(split=wanted)
-    try:
-        builder.download_and_prepare(num_proc=num_proc)
-    except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, Mat2SeqError):
-            raise error.__cause__ from None
-        raise
-    for name in inputs:
-        if (wanted is None or name in wanted) and not builder.info.splits[name].num_examples:
-            place = ", ".join(inputs[name])
-            raise Mat2SeqError(f"{place}: {builder.why_empty(name)}; mend it, or set on_error to keep to see all")
-    dataset = builder.as_dataset(split=wanted)
+    dataset = _built(builder, inputs, wanted, num_proc)
+    if wanted is None or wanted in inputs:  # not for a slice of a split
+        _warn_empty(dataset, properties or ())
     if benchmark is not None:
         check_rows(benchmark, {wanted: dataset} if wanted in inputs else dataset if wanted is None else {})
     return dataset
