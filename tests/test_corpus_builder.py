@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict, IterableDataset, config
+from datasets import Dataset, DatasetDict, IterableDataset, config, load_dataset
 from pymatgen.core import Lattice, Structure
 
 from mat2seq_hf.canonical import canonicalize
@@ -28,7 +28,7 @@ from mat2seq_hf.cli import main
 from mat2seq_hf.corpora.benchmarks import BENCHMARKS, download_benchmark, find_benchmark
 from mat2seq_hf.corpora.builder import CrystalCorpus
 from mat2seq_hf.corpora.download import download
-from mat2seq_hf.corpora.feature import Crystal
+from mat2seq_hf.corpora.feature import Crystal, plain_columns
 from mat2seq_hf.corpora.load import SAMPLE_CORPUS, load_crystals
 from mat2seq_hf.corpora.prepare import prepare
 from mat2seq_hf.corpora.remote import load_rows
@@ -72,13 +72,29 @@ def test_bad_rows_are_kept_or_stop_the_run_when_asked(folder: Path, tmp_path: Pa
         load_crystals(folder, on_disorder="error", cache_dir=tmp_path / "cache")
 
 
-def test_streaming_and_processes_give_the_same_rows(folder: Path, tmp_path: Path) -> None:
+def test_streaming_and_processes_give_the_same_rows(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = list(load_crystals(folder, cache_dir=tmp_path / "cache"))
-    stream = load_crystals(folder, streaming=True)
-    assert isinstance(stream, IterableDataset)
-    assert list(stream) == rows
+    for files, shards in ((128, 1), (2, 3)):
+        monkeypatch.setattr("mat2seq_hf.corpora.sources._SHARD_FILES", files)
+        stream = load_crystals(folder, streaming=True)
+        assert isinstance(stream, IterableDataset)
+        assert list(stream) == rows
+        assert stream.num_shards == shards
     assert list(load_crystals(folder, num_proc=2, cache_dir=tmp_path / "another")) == rows
-    assert stream.num_shards == 5
+
+
+def test_a_stream_of_small_files_says_once_what_it_leaves_out_and_can_be_written(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "notes.txt").write_text("what this is")
+    stream = load_crystals(folder, streaming=True)
+    assert caplog.text.count("left out 1 files that hold no crystals") == 1
+    for index in range(stream.num_shards):  # as push_to_hub does
+        plain_columns(stream.shard(stream.num_shards, index)).to_parquet(tmp_path / f"{index}.parquet")
+    assert len(load_dataset("parquet", data_files=str(tmp_path / "*.parquet"), cache_dir=str(tmp_path))["train"]) == 3
+    assert caplog.text.count("left out 2 of 5 rows") == 1
 
 
 def test_a_changed_file_is_read_anew(folder: Path, crystals: dict[str, Structure], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import os
+import shutil
 import sqlite3
 import tarfile
 import time
@@ -33,7 +34,7 @@ from mat2seq_hf.corpora.formats import cif_blocks
 from mat2seq_hf.corpora.load import load_crystals
 from mat2seq_hf.corpora.prepare import prepare
 from mat2seq_hf.corpora.rows import InputRow, chunks
-from mat2seq_hf.corpora.sources import list_units, read_rows, short_names
+from mat2seq_hf.corpora.sources import list_units, read_rows, shards_of, short_names
 from mat2seq_hf.corpora.texts import crystal_of, json_text
 from mat2seq_hf.errors import Mat2SeqError
 
@@ -397,6 +398,18 @@ def test_a_bomb_of_one_line_is_read_no_further_than_a_crystal_may_be_long(
     rows = list(read_rows([tmp_path / "a.jsonl.gz"]))
     assert [bool(row.problem) for row in rows] == [False, True]
     assert "a line is longer than" in rows[1].problem
+
+
+def test_small_files_share_a_shard_and_large_ones_have_one_each(files: Path, tmp_path: Path) -> None:
+    for number in range(300):
+        (tmp_path / f"{number:03}.cif").write_text("x")
+    (tmp_path / "100.cif").write_text("x" * 2**22)
+    shutil.copy(files / "cif.parquet", tmp_path / "150.parquet")  # of two row groups
+    shutil.copy(files / "files.zip", tmp_path / "200.zip")
+    units = list_units([tmp_path])
+    shards = shards_of(units)
+    assert [unit for shard in shards for unit in shard] == units
+    assert [len(shard) for shard in shards] == [100, 1, 50, 1, 1, 50, 1, 99]
 
 
 def test_a_bomb_of_json_is_refused_with_the_remedy(

@@ -13,6 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 import datasets
@@ -22,7 +23,7 @@ from ..errors import CrystalError, Mat2SeqError
 from .columns import announced_properties, column_of, property_of, unit_batches
 from .feature import Crystal
 from .rows import InputRow
-from .sources import Unit, list_units, unit_rows
+from .sources import Unit, list_units, shards_of, unit_rows
 from .texts import ON_DISORDER, is_disordered, ordered
 
 __all__ = ["ON_ERROR", "CrystalCorpus", "CrystalCorpusConfig"]
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 ON_ERROR = ("skip", "keep", "raise")
 
 _READER_VERSION = "4"  # raised when the same files give other rows, so that no cache serves the old ones
+_Shard = tuple[tuple[Any, ...], ...]  # the fields of units
+
 _SAMPLED_UNITS = 50
 _SAMPLED_ROWS = 200
 _FURTHER_ROWS = 20_000  # of all files, where columns that their heads name are empty in the first rows
@@ -50,13 +53,12 @@ class CrystalCorpusConfig(datasets.BuilderConfig):  # type: ignore[misc]  # data
     state: str = ""
 
 
-def _state(inputs: Mapping[str, Sequence[str]]) -> str:
+def _state(units: Iterable[Unit]) -> str:
     """Names, sizes and times of all files: a changed file is another corpus to the cache."""
-    units = {unit.path for paths in inputs.values() for unit in list_units(paths)}
     # one relative path is another file in another working directory
     facts = [
         (os.path.abspath(path), (status := os.stat(path)).st_size, status.st_mtime_ns)  # noqa: PTH100, PTH116
-        for path in sorted(units)
+        for path in sorted({unit.path for unit in units})
     ]
     return str(datasets.fingerprint.Hasher.hash([_READER_VERSION, facts]))
 
@@ -117,10 +119,11 @@ class CrystalCorpus(datasets.ArrowBasedBuilder):  # type: ignore[misc]  # datase
         if self._chosen:
             settings["properties"] = {column_of(name): kind for name, kind in settings["properties"].items()}
         self._units = {split: list_units(paths) for split, paths in inputs.items()}
+        every = [unit for units in self._units.values() for unit in units]
         if "state" not in settings and inputs:
-            settings["state"] = _state(inputs)
+            settings["state"] = _state(every)
         if not self._chosen and inputs:
-            settings["properties"] = _property_types([unit for units in self._units.values() for unit in units])
+            settings["properties"] = _property_types(every)
         super().__init__(**settings)
         self._late: set[str] = set()
 
@@ -142,19 +145,19 @@ class CrystalCorpus(datasets.ArrowBasedBuilder):  # type: ignore[misc]  # datase
             if not units:
                 raise Mat2SeqError(f"no files of crystals in {', '.join(self.config.inputs[split])}")
             # lists of plain tuples are what datasets deals out to processes and workers
-            parts = [tuple(asdict(unit).values()) for unit in units]
-            splits.append(datasets.SplitGenerator(name=split, gen_kwargs={"units": parts}))
+            shards = [tuple(tuple(asdict(unit).values()) for unit in shard) for shard in shards_of(units)]
+            splits.append(datasets.SplitGenerator(name=split, gen_kwargs={"shards": shards}))
         return splits
 
-    def _generate_shards(self, units: list[tuple[Any, ...]]) -> Iterator[str]:
-        for unit in units:
-            yield str(unit[0])
+    def _generate_shards(self, shards: list[_Shard]) -> Iterator[str]:
+        for shard in shards:
+            yield str(shard[0][0])
 
-    def _generate_tables(self, units: list[tuple[Any, ...]]) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+    def _generate_tables(self, shards: list[_Shard]) -> Iterator[tuple[tuple[int, int], pa.Table]]:
         schema = self.info.features.arrow_schema
         read = kept = 0
         first = ""
-        for number, part in enumerate(units):
+        for number, part in enumerate(chain.from_iterable(shards)):
             for index, batch in enumerate(unit_batches(Unit(*part), schema, self.config.keep_text)):
                 read += len(batch)
                 if isinstance(batch, pa.Table):

@@ -178,8 +178,10 @@ def load_crystals(
             (``"org/name"``). A folder with ``train.csv``, ``val/`` and the like, and no other crystals, gives these
             splits, anything else the split ``train``.
         split: the split wanted; without it a dict of them, unless there is just one.
-        streaming: read while iterating; nothing is written to disk.
-        num_proc: processes that read; files and row groups of parquet files are dealt out to them.
+        streaming: read while iterating; nothing is written to disk. A corpus of which no row is a crystal is an empty
+            stream.
+        num_proc: processes that read; files and row groups of parquet files are dealt out to them, small files by the
+            hundred.
         data_dir: folder with local copies of the benchmark corpora, in place of a download.
         properties: names and types (``"float64"``, ``"string"`` ...) of the columns to carry along, in place of what
             the first rows suggest; a warning says which no row has, unless ``streaming``.

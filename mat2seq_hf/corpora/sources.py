@@ -24,9 +24,13 @@ __all__ = [
     "named_folders",
     "read_rows",
     "said",
+    "shards_of",
     "short_names",
     "unit_rows",
 ]
+
+_SHARD_BYTES = 2**21
+_SHARD_FILES = 128
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,22 @@ def list_units(inputs: Sequence[str | Path], output: Path | None = None) -> list
                 skipped.append(file.name)
     warn_left_out(skipped)
     return units
+
+
+def shards_of(units: Sequence[Unit]) -> list[list[Unit]]:
+    """The units in lists that are worth a process, a warning and a file of their own: small neighbours are together."""
+    shards: list[list[Unit]] = []
+    filled = 1.0
+    for unit in units:
+        path = Path(unit.path)
+        large = unit.group >= 0 or is_archive(path.name)
+        share = 1.0 if large else max(path.stat().st_size / _SHARD_BYTES, 1 / _SHARD_FILES)
+        if filled + share > 1:
+            shards.append([])
+            filled = 0.0
+        shards[-1].append(unit)
+        filled += share
+    return shards
 
 
 def said(error: Exception) -> str:
