@@ -61,7 +61,7 @@ def read_plain_cif(text: str) -> tuple[Floats, Floats, list[str]] | None:
     """Lattice (rows, angstrom), fractional coordinates (n, 3) and symbols of a plain CIF; None for any other text.
 
     Raises:
-        CrystalError: the cell has more than :data:`MAX_SITES` sites, of whatever kind: pymatgen would take hours.
+        CrystalError: the cell has more than :data:`MAX_SITES` sites, of whatever kind; pymatgen is not asked then.
     """
     if gemmi is None:
         return None

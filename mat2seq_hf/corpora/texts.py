@@ -133,7 +133,7 @@ def _parsed(text: str) -> Structure | None:
         try:
             crystal = crystal_of(text)
             if isinstance(crystal, str) and is_cif(crystal):
-                read_plain_cif(crystal)  # refuses what pymatgen would expand for hours
+                read_plain_cif(crystal)  # refuses cells with too many sites, all pairs of which pymatgen compares
             return (
                 crystal
                 if not isinstance(crystal, str)
