@@ -415,10 +415,14 @@ def test_small_files_share_a_shard_and_large_ones_have_one_each(files: Path, tmp
 def test_a_bomb_of_json_is_refused_with_the_remedy(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mat2seq_hf.corpora.formats._MAX_JSON", 2**20)
+    monkeypatch.setattr("mat2seq_hf.corpora.formats._MAX_WHOLE", 2**20)
+    monkeypatch.setattr("mat2seq_hf.corpora.formats._MAX_VALUES", 2**16)
     (tmp_path / "a.json.gz").write_bytes(gzip.compress(b"[" + b"[]," * 2**20 + b"[]]"))
     with pytest.raises(Mat2SeqError, match=r"a\.json\.gz .* larger than 1 MiB; write it as \.jsonl"):
         list(read_rows([tmp_path / "a.json.gz"]))
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(b"[" + b"[]," * 2**16 + b"[]]"))
+    with pytest.raises(Mat2SeqError, match=r"b\.json\.gz .* more than 65536 values; write it as \.jsonl"):
+        list(read_rows([tmp_path / "b.json.gz"]))
     assert len(list(read_rows([files / "list.json"]))) == 3
 
 

@@ -33,10 +33,8 @@ __all__ = [
 
 _STRUCTURE_COLUMNS = ("cif", "structure", "poscar")
 _PLAIN_COLUMNS = ("lattice", "numbers", "frac_coords")
-# Bytes of files that are read whole: a parquet file in an archive, and a JSON file, whose text can become 25 times as
-# much in memory.
-_MAX_WHOLE = 2**30
-_MAX_JSON = 2**27
+_MAX_WHOLE = 2**30  # bytes of a JSON file, and of a parquet file in an archive, which are read whole
+_MAX_VALUES = 2**27  # of a JSON file; each takes some 60 bytes of memory, whatever its text takes
 _BATCH_BYTES = 2**27  # of rows of a parquet file that are read at once
 
 
@@ -106,7 +104,11 @@ def _is_frame(data: Mapping[str, Any]) -> bool:
 
 
 def _json_rows(stream: BinaryIO, label: str) -> Iterator[InputRow]:
-    data = json.loads(_text(stream, _MAX_JSON, "; write it as .jsonl, one crystal a line, which may be of any size"))
+    remedy = "; write it as .jsonl, one crystal a line, which may be of any size"
+    text = _text(stream, _MAX_WHOLE, remedy)
+    if sum(text.count(mark) for mark in ",[{") > _MAX_VALUES:
+        raise Mat2SeqError(f"the file holds more than {_MAX_VALUES} values{remedy}")
+    data = json.loads(text)
     if isinstance(data, dict) and isinstance(data.get("ids"), list) and "nextid" in data:
         yield from json_database_rows(data, label)
     elif isinstance(data, dict) and _is_frame(data):  # a pandas table, as Matbench publishes
