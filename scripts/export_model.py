@@ -99,6 +99,7 @@ def main() -> None:
         eos_token_id=model.config.eos_token_id,
         pad_token_id=model.config.pad_token_id,
     )
+    model.config.use_cache = True  # turned off by the Trainer; generation that reads it here would be slow
     if options.max_atoms is not None:
         model.config.mat2seq = {**model.config.mat2seq, "max_atoms": options.max_atoms}
     elif "max_atoms" not in model.config.mat2seq:

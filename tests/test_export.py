@@ -26,6 +26,7 @@ def test_settings_stay_and_what_belongs_to_another_model_goes(tmp_path: Path) ->
     model = GPT2LMHeadModel(gpt2_config("tiny", n_embd=16, n_layer=1, n_head=2, n_positions=64))
     searched = {"any_of": [{"samples": 20, "temperature": 0.9, "top_k": 40}]}
     model.generation_config = GenerationConfig(do_sample=True, temperature=0.8, top_k=7, mat2seq=searched)
+    model.config.use_cache = False  # as the Trainer leaves it
     source = save_model_folder(model, build_tokenizer(), tmp_path / "source", with_code=False)
     output = tmp_path / "output"
     output.mkdir()
@@ -34,6 +35,7 @@ def test_settings_stay_and_what_belongs_to_another_model_goes(tmp_path: Path) ->
     assert export(source, "-o", output).returncode == 0
     kept = json.loads((output / "generation_config.json").read_text())
     assert (kept["temperature"], kept["top_k"], kept["mat2seq"]) == (0.8, 7, searched)
+    assert json.loads((output / "config.json").read_text())["use_cache"]
     assert not (output / "README.md").exists()
     assert not (output / "model.safetensors.index.json").exists()
     said = export(source, "-o", output, "--top-k", 9).stdout
