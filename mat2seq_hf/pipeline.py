@@ -7,7 +7,6 @@ it has the asked composition and space group whatever the model says.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,13 +26,12 @@ from .prompts import prompt_for_model
 from .ranking import best_of
 from .samples import Sample, describe_sample, mark_duplicates
 from .sampling import Drawn, context_length, draw_samples, row_keys
-from .sampling_settings import SamplingSettings, check_sampling, plain_settings
+from .sampling_settings import SamplingSettings, check_sampling, plain_settings, searched_settings
 from .vocabulary import BOS, EOS, TOKEN_IDS
 from .wishes import WISHES, Prompt, read_prompt
 
 __all__ = ["CrystalGenerationPipeline"]
 
-_SEARCHED = ("temperature", "top_k", "top_p")  # what a generation_config can have for a number of samples
 _MOST_ROWS = 256  # drawn together
 _PUSHING = (  # arguments of push_to_hub
     *("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags"),
@@ -232,23 +230,11 @@ class CrystalGenerationPipeline(Pipeline):
         return generate if "generation_config" in generate else {**self._generate_kwargs, **generate}
 
     def _with_settings_for(self, wanted: int, generate: dict[str, Any], *, candidates: bool) -> dict[str, Any]:
-        """Settings of the caller, and what they leave out of plain sampling for so many samples or the best of many.
-
-        More samples are better drawn at a higher temperature. Of the numbers of samples that the model's
-        generation_config has settings for, its own being those for one, the nearest on a logarithmic scale counts.
-        Where its own are no longer what was found for one, somebody changed them, and they hold for all numbers.
-        """
+        """Settings of the caller, and what they leave out of plain sampling for so many samples or the best of many."""
         given = self._given(generate)
         if "generation_config" in given or given.get("do_sample") is False or given.get("num_beams", 1) != 1:
             return given
-        config = self.model.generation_config
-        known = getattr(config, "mat2seq", None) or {}
-        several = known.get("any_of", [])
-        for_one = next((entry for entry in several if entry["samples"] == 1), {"samples": 1})
-        nearest = min([for_one, *several], key=lambda entry: abs(math.log(entry["samples"] / wanted)))
-        found = known.get("best", {}) if candidates else nearest
-        changed = {name for name in _SEARCHED if name in for_one and getattr(config, name, None) != for_one[name]}
-        return {name: found[name] for name in _SEARCHED if name in found and name not in changed} | given
+        return searched_settings(self.model.generation_config, wanted, candidates=candidates) | given
 
     def _draw(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, SupportsIndex
 
 from .errors import PromptError
 
-__all__ = ["MAX_SEED", "SamplingSettings", "check_sampling", "plain_settings"]
+__all__ = ["MAX_SEED", "SamplingSettings", "check_sampling", "plain_settings", "searched_settings"]
 
 #: Times the prime by which the pipeline multiplies it, it still fits the 64 bits of torch.
 MAX_SEED = 2**43
@@ -21,6 +22,7 @@ _IRRELEVANT = {  # to how plain sampling goes
     *("_from_model_config", "return_dict_in_generate", "output_scores", "attention_mask", "mat2seq"),
     "generation_config",  # its values are among the parameters
 }
+_SEARCHED = ("temperature", "top_k", "top_p")  # what a generation_config can have for a number of samples
 _PLAIN = {"temperature": float, "top_k": int, "top_p": float, "max_new_tokens": int}
 
 
@@ -56,6 +58,22 @@ def plain_settings(parameters: Mapping[str, Any]) -> SamplingSettings | None:
     check_sampling({name: parameters.get(name) for name in _PLAIN})  # a generation_config is checked nowhere else
     given: dict[str, Any] = {name: _PLAIN[name](parameters[name]) for name in others - {"do_sample"}}
     return SamplingSettings(**given)
+
+
+def searched_settings(config: Any, wanted: int, *, candidates: bool) -> dict[str, Any]:
+    """What a model's generation_config has for so many samples, or for the best of many, under ``mat2seq``.
+
+    More samples are better drawn at a higher temperature. Of the numbers of samples that there are settings for, the
+    config's own being those for one, the nearest on a logarithmic scale counts. Where its own are no longer what was
+    found for one, somebody changed them, and they hold for all numbers.
+    """
+    known = getattr(config, "mat2seq", None) or {}
+    several = known.get("any_of", [])
+    for_one = next((entry for entry in several if entry["samples"] == 1), {"samples": 1})
+    nearest = min([for_one, *several], key=lambda entry: abs(math.log(entry["samples"] / wanted)))
+    found = known.get("best", {}) if candidates else nearest
+    changed = {name for name in _SEARCHED if name in for_one and getattr(config, name, None) != for_one[name]}
+    return {name: found[name] for name in _SEARCHED if name in found and name not in changed}
 
 
 def check_sampling(settings: Mapping[str, Any]) -> None:
