@@ -22,7 +22,6 @@ __all__ = ["Matcher"]
 
 _Floats = NDArray[np.float64]
 
-_SLACK = 1.0001  # of a check that may only err on the side of the full search
 _PERFECT = 1e-5  # StructureMatcher ends its search at the first superposition better than this
 
 
