@@ -252,6 +252,9 @@ def test_without_network_or_copy_the_remedy_is_named() -> None:
         load_crystals("no_such_folder")
     with pytest.raises(Mat2SeqError, match="on_error is one of"):
         CrystalCorpus(inputs={}, on_error="ignore")
+    for wrong in (["gap"], {"gap": "number"}):
+        with pytest.raises(Mat2SeqError, match="properties is a mapping of names to types"):
+            CrystalCorpus(inputs={}, properties=wrong)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -238,6 +239,16 @@ def test_a_file_that_holds_no_prompts_is_refused(tmp_path: Path, name: str, cont
         (tmp_path / name).write_bytes(content)
     with pytest.raises(Mat2SeqError, match=said):
         read_prompts(tmp_path / name)
+
+
+def test_prompts_from_standard_input_are_utf_8_whatever_the_system_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfNaCl\r\nBaTiO\xe2\x82\x83\n"), "latin-1")
+    )
+    assert read_prompts("-") == [Asked("1", "NaCl"), Asked("2", "BaTiO₃")]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xfcber\n"), "latin-1"))
+    with pytest.raises(Mat2SeqError, match="- is not a text file"):
+        read_prompts("-")
 
 
 def test_a_prompt_written_as_json_is_the_same_prompt() -> None:

@@ -208,6 +208,12 @@ def test_files_of_others_are_never_deleted(table: Path, tmp_path: Path) -> None:
         assert _hashes(own) == kept
     out = tmp_path / "out"
     out.mkdir()
+    for text in ('{"task": "csp", "scheme": "mat2seq-1"}', "[]", "not JSON"):
+        (out / "report.json").write_text(text)
+        with pytest.raises(Mat2SeqError, match="is no report of `mat2seq prepare`"):
+            prepare([table], out, num_proc=1, progress=False)
+        assert (out / "report.json").read_text() == text
+    (out / "report.json").unlink()
     for name in ("notes.tmp", "part-00001.draft.tmp", "part-00001.123.tmp", "report.json.tmp"):
         (out / name).write_text("mine")
     (out / "part-00003.parquet").write_bytes(b"PAR1")  # the system stopped before it was on disk

@@ -20,7 +20,7 @@ import datasets
 import pyarrow as pa
 
 from ..errors import CrystalError, Mat2SeqError
-from .columns import announced_properties, column_of, property_of, unit_batches
+from .columns import announced_properties, check_properties, column_of, property_of, unit_batches
 from .feature import Crystal
 from .rows import InputRow
 from .sources import Unit, list_units, shards_of, unit_rows
@@ -117,6 +117,7 @@ class CrystalCorpus(datasets.ArrowBasedBuilder):  # type: ignore[misc]  # datase
         inputs = settings.get("inputs") or {}
         self._chosen = settings.get("properties") is not None  # what the caller wants, and nothing else
         if self._chosen:
+            check_properties(settings["properties"])
             settings["properties"] = {column_of(name): kind for name, kind in settings["properties"].items()}
         self._units = {split: list_units(paths) for split, paths in inputs.items()}
         every = [unit for units in self._units.values() for unit in units]

@@ -14,7 +14,7 @@ from ..errors import Mat2SeqError
 from .archives import folder_files, is_visible
 from .benchmarks import BENCHMARKS, check_rows, find_benchmark
 from .builder import CrystalCorpus
-from .columns import column_of
+from .columns import check_properties, column_of
 from .feature import Crystal, with_crystals
 from .sources import is_known
 
@@ -108,24 +108,6 @@ def _from_hub(name: str, split: str | None, **settings: Any) -> Any:
     return loaded
 
 
-def _check_properties(properties: Any) -> None:
-    """Refuse what gives no types to names.
-
-    Raises:
-        Mat2SeqError: it is no mapping, or a type is none that datasets knows.
-    """
-    remedy = "a mapping of names to types such as 'float64', 'int64', 'bool' and 'string'"
-    if not isinstance(properties, Mapping):
-        raise Mat2SeqError(f"properties is {remedy}, not {properties!r}")
-    for name, kind in properties.items():
-        try:
-            known = isinstance(name, str) and isinstance(kind, str) and bool(datasets.Value(kind))
-        except ValueError:
-            known = False
-        if not known:
-            raise Mat2SeqError(f"properties is {remedy}; the type of {name!r} is {kind!r}")
-
-
 def _warn_empty(dataset: Any, properties: Iterable[str]) -> None:
     """Say which properties no row of any split has: their names may be those of no column."""
     parts = list(dataset.values()) if isinstance(dataset, dict) else [dataset]
@@ -204,7 +186,7 @@ def load_crystals(
         'TmMgHg2'
         >>> load_crystals("mp_20", data_dir="../shared/data", split="val")  # doctest: +SKIP
     """
-    _check_properties({} if properties is None else properties)
+    check_properties({} if properties is None else properties)
     directory = None if cache_dir is None else str(cache_dir)
     if source == "sample" and not Path("sample").exists():
         source = SAMPLE_CORPUS

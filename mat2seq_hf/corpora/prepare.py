@@ -26,7 +26,7 @@ from ..errors import Mat2SeqError
 from .duplicates import first_of_each, read_columns, text_digests
 from .encode import Counts, EncodeSettings, encode_chunk, write_table
 from .rows import InputRow, chunks
-from .schema import DUPLICATES, METADATA_KEY, REJECTED, refuse_foreign_shards, shard_paths
+from .schema import DUPLICATES, METADATA_KEY, REJECTED, refuse_foreign_files, shard_paths
 from .sources import read_rows
 from .workers import Worker
 
@@ -239,9 +239,9 @@ def writing(folder: Path, output: Path) -> Iterator[None]:
         output: where the prepared corpus goes: the same, or a folder around it.
 
     Raises:
-        Mat2SeqError: another run writes there, or there are shards that no run has written.
+        Mat2SeqError: another run writes there, or there are files of others with the names of ours.
     """
-    refuse_foreign_shards((folder, folder / "rejected", output))
+    refuse_foreign_files((folder, folder / "rejected", output))
     (folder / "rejected").mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output / ".lock", timeout=0):

@@ -21,7 +21,7 @@ __all__ = [
     "check_whole",
     "is_prepared",
     "needed_shards",
-    "refuse_foreign_shards",
+    "refuse_foreign_files",
     "scheme_of",
     "shard_paths",
 ]
@@ -57,12 +57,27 @@ def shard_paths(folder: str | Path) -> list[Path]:
     return sorted(Path(folder).glob("part-*.parquet"))
 
 
-def refuse_foreign_shards(folders: Iterable[str | Path]) -> None:
-    """Refuse to write where files of others have the names of shards: those of an earlier run are replaced.
+def _is_own_report(path: Path) -> bool:
+    try:
+        report = json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(report, dict) and {"encoded", "scheme"} <= report.keys()
+
+
+def refuse_foreign_files(folders: Iterable[str | Path]) -> None:
+    """Refuse to write where files of others have the names of ours: those of an earlier run are replaced.
 
     Raises:
-        Mat2SeqError: a folder has a ``part-*.parquet`` that ``mat2seq prepare`` did not write.
+        Mat2SeqError: a folder has a ``part-*.parquet`` or a ``report.json`` that ``mat2seq prepare`` did not write.
     """
+    folders = [Path(folder) for folder in folders]
+    for path in (folder / "report.json" for folder in folders):
+        if path.is_file() and not _is_own_report(path):
+            raise Mat2SeqError(
+                f"{path} is no report of `mat2seq prepare` and would be replaced; give another folder for the output, "
+                "or move the file away"
+            )
     for path in (path for folder in folders for path in shard_paths(folder)):
         try:
             own = METADATA_KEY in (pq.read_schema(path).metadata or {})

@@ -87,8 +87,8 @@ def _rows(path: Path) -> Iterator[Any]:
         yield from _table(path)
     else:
         try:
-            text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
-            lines = text.splitlines()
+            data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()  # sys.stdin decodes as the system
+            lines = data.decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise Mat2SeqError(f"{path} is not a text file (UTF-8)") from error
         for number, line in enumerate(lines, start=1):
