@@ -71,14 +71,14 @@ def refuse_foreign_files(folders: Iterable[str | Path]) -> None:
     Raises:
         Mat2SeqError: a folder has a ``part-*.parquet`` or a ``report.json`` that ``mat2seq prepare`` did not write.
     """
-    folders = [Path(folder) for folder in folders]
-    for path in (folder / "report.json" for folder in folders):
+    places = [Path(folder) for folder in folders]
+    for path in (folder / "report.json" for folder in places):
         if path.is_file() and not _is_own_report(path):
             raise Mat2SeqError(
                 f"{path} is no report of `mat2seq prepare` and would be replaced; give another folder for the output, "
                 "or move the file away"
             )
-    for path in (path for folder in folders for path in shard_paths(folder)):
+    for path in (path for folder in places for path in shard_paths(folder)):
         try:
             own = METADATA_KEY in (pq.read_schema(path).metadata or {})
         except (OSError, pa.ArrowException):  # a shard of a run that was cut off by more than the end of a process
