@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import index
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -144,11 +145,11 @@ class CrystalGenerationPipeline(Pipeline):
         self, seed: int | None = None, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         wishes = {name: kwargs.pop(name) for name in WISHES if name in kwargs}
-        if seed is not None:
-            kwargs["seed"] = seed
         if kwargs.get("num_return_sequences", 1) is None:
             del kwargs["num_return_sequences"]
-        check_sampling(kwargs)
+        check_sampling({**kwargs, "seed": seed})
+        if seed is not None:
+            kwargs["seed"] = index(seed)  # an integer of numpy would overflow in what is made of it
         return wishes, kwargs, {}
 
     def preprocess(self, input_: _Request, **wishes: Any) -> dict[str, Any]:
@@ -276,8 +277,10 @@ class CrystalGenerationPipeline(Pipeline):
         if self._get_set_generation_params(arguments).keys().isdisjoint({"max_length", "max_new_tokens"}):
             arguments["max_new_tokens"] = context_length(self.model.config) - ids.shape[1]
         with _random_numbers(seed, first, self.device), _no_false_alarm():
-            # of a model that was loaded with trust_remote_code, model.generate is the code in its folder
-            sequences = type(self.model).generate(self.model, input_ids=ids, attention_mask=mask, **arguments)
+            # of a model that was loaded with trust_remote_code, model.generate is the code in its folder; and what
+            # torch.compile returns is a module around the model, whose class has no generate
+            model = getattr(self.model, "_orig_mod", self.model)
+            sequences = type(model).generate(model, input_ids=ids, attention_mask=mask, **arguments)
         sequences = getattr(sequences, "sequences", sequences)  # with return_dict_in_generate they come with more
         rows = [until_end(row[row.index(TOKEN_IDS[BOS]) :]) for row in sequences.tolist()]
         every = [prompt for prompt in prompts for _ in range(wanted)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ def row_keys(seed: int, prompts: Sequence[int], samples: Sequence[int]) -> NDArr
         >>> len(set(row_keys(0, [0, 0, 1], [0, 1, 0]).tolist()))
         3
     """
-    keys = np.full(len(prompts), seed % 2**64, dtype=np.uint64)
+    keys = np.full(len(prompts), index(seed) % 2**64, dtype=np.uint64)  # one of numpy would overflow
     with np.errstate(over="ignore"):
         for numbers in (prompts, samples):
             keys = _mix(keys) ^ np.array([number % 2**64 for number in numbers], dtype=np.uint64)

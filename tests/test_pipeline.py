@@ -394,6 +394,22 @@ def test_a_generation_config_is_sampled_like_its_values_whatever_the_batch(
         assert [texts(answer) for answer in answers] == expected
 
 
+@pytest.mark.parametrize("beams", [{}, {"num_beams": 2}])
+def test_a_seed_of_numpy_is_that_number(pipe: CrystalGenerationPipeline, beams: dict[str, int]) -> None:
+    expected = pipe("NaCl", n_atoms=2, seed=3000, **beams)
+    for seed in (np.int16(3000), np.int64(3000), torch.tensor(3000)):
+        assert texts(pipe("NaCl", n_atoms=2, seed=seed, **beams)) == texts(expected)
+
+
+def test_a_compiled_model_gives_the_same_crystals(folder: Path, pipe: CrystalGenerationPipeline) -> None:
+    compiled: Any = torch.compile(AutoModelForCausalLM.from_pretrained(folder), backend="eager")
+    of_compiled = CrystalGenerationPipeline(model=compiled, tokenizer=pipe.tokenizer)
+    for settings in ({}, {"num_beams": 2}):
+        assert texts(of_compiled("NaCl", n_atoms=2, seed=0, **settings)) == texts(
+            pipe("NaCl", n_atoms=2, seed=0, **settings)
+        )
+
+
 def test_settings_of_numpy_and_a_dict_of_outputs_are_taken(pipe: CrystalGenerationPipeline) -> None:
     plain = pipe("NaCl", n_atoms=4, seed=0, temperature=0.5, top_k=8)
     assert texts(pipe("NaCl", n_atoms=np.int64(4), seed=0, temperature=np.float32(0.5), top_k=np.int64(8))) == texts(
