@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from transformers import LogitsProcessor, PreTrainedModel
 
 from .automaton import Rows, StateTable
-from .errors import PromptError
+from .errors import DecodeError, PromptError
 from .grammar import Grammar
 from .state_kinds import State
 from .vocabulary import BOS, EOS, PAD, TOKEN_IDS, TOKENS
-from .wishes import Prompt
+from .wishes import Asked, Prompt, read_prompt
 
 __all__ = ["GrammarLogitsProcessor", "LogProb", "MaskTable", "sequence_log_probs", "until_end"]
 
@@ -84,28 +84,35 @@ class GrammarLogitsProcessor(LogitsProcessor):
     call of ``generate``. Each row must hold ``<s>``, which may be followed by the first tokens of the text.
 
     Args:
-        prompts: one prompt for all rows, or one for each row of ``input_ids`` as given to ``generate``.
+        prompts: one prompt for all rows, or one for each row of ``input_ids`` as given to ``generate``: a
+            :class:`Prompt`, a formula, a dict of a prompt's fields, or None for any crystal.
         grammar: where the prompts are looked up.
 
     Raises:
-        FormulaError, PromptError: at once, if a prompt cannot be fulfilled.
+        FormulaError, PromptError: at once, if a prompt cannot be fulfilled; when ``generate`` begins, if a row does not
+            begin as its prompt asks.
 
     Example:
-        >>> processor = GrammarLogitsProcessor(Prompt("BaTiO3"))
-        >>> start = [[TOKEN_IDS[BOS]] + processor.grammar.forced_prefix(Prompt("BaTiO3"))]
+        >>> processor = GrammarLogitsProcessor("BaTiO3")
+        >>> start = [[TOKEN_IDS[BOS]] + processor.grammar.forced_prefix("BaTiO3")]
         >>> ids = model.generate(torch.tensor(start), logits_processor=[processor], do_sample=True, max_length=256)
     """
 
-    def __init__(self, prompts: Prompt | Sequence[Prompt], grammar: Grammar | None = None) -> None:
+    def __init__(self, prompts: Asked | Sequence[Asked], grammar: Grammar | None = None) -> None:
         self.grammar = grammar or Grammar()
-        self.prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)
+        one = prompts is None or isinstance(prompts, (str, Mapping, Prompt))
+        self.prompts = [read_prompt(prompt) for prompt in ([prompts] if one else prompts)]
         self._initial = [self.grammar.initial(prompt) for prompt in self.prompts]
         self._seen = np.empty((0, 0), dtype=np.int64)
         self._rows = Rows([])
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores with -inf for every token that cannot follow, shapes (rows, length) and (rows, vocabulary)."""
-        self._follow(input_ids.cpu().numpy())
+        ids = input_ids.cpu().numpy()
+        begins = not self._seen.size
+        self._follow(ids)
+        if begins:
+            self._check_start(ids)
         biases = MaskTable.of(self._rows.table, scores).biases(self._rows.masks())
         return scores + biases  # type: ignore[return-value]
 
@@ -123,6 +130,19 @@ class GrammarLogitsProcessor(LogitsProcessor):
                 self._reorder(ids)
             self._rows.advance(ids[:, -1])
         self._seen = ids.copy()
+
+    def _check_start(self, ids: NDArray[np.int64]) -> None:
+        """Refuse rows that are ended before anything is drawn, because their tokens cannot follow the prompt."""
+        share = self._share(len(ids))
+        for row in np.flatnonzero(self._rows.done).tolist():
+            tokens = until_end(ids[row].tolist())
+            try:
+                self.grammar.read(tokens[tokens.index(_BOS) + 1 :], self._initial[row // share])
+            except DecodeError as error:
+                raise PromptError(
+                    f"row {row} does not begin as {self.prompts[row // share]} asks, after {BOS!r} {error}; "
+                    f"begin with {BOS!r} and grammar.forced_prefix(prompt)"
+                ) from error
 
     def _share(self, rows: int) -> int:
         if rows % len(self.prompts):

@@ -18,7 +18,7 @@ from .prompts import make_plan
 from .state_kinds import Done, State
 from .states import initial_state, next_key, next_state
 from .vocabulary import MAX_ATOMS, TOKEN_IDS, TOKENS
-from .wishes import Prompt
+from .wishes import Asked, read_prompt
 
 __all__ = ["Grammar"]
 
@@ -53,14 +53,17 @@ class Grammar:
     def __init__(self, max_atoms: int = MAX_ATOMS) -> None:
         self.max_atoms = max_atoms
 
-    def initial(self, prompt: Prompt | None = None) -> State:
+    def initial(self, prompt: Asked = None) -> State:
         """State after the begin token.
+
+        Args:
+            prompt: a :class:`Prompt`, a formula, a dict of a prompt's fields, or None for any crystal.
 
         Raises:
             FormulaError: the prompt's formula cannot be read.
             PromptError: nothing can fulfil the prompt; the message says why.
         """
-        return initial_state(make_plan(prompt or Prompt(), self.max_atoms))
+        return initial_state(make_plan(read_prompt(prompt), self.max_atoms))
 
     def allowed(self, state: State) -> NDArray[np.int64]:
         """Token ids that can follow, ascending; empty only when the text is complete."""
@@ -98,7 +101,7 @@ class Grammar:
             state = next_state(state, tokens[-1])
         return tokens, state
 
-    def forced_prefix(self, prompt: Prompt | None = None) -> list[int]:
+    def forced_prefix(self, prompt: Asked = None) -> list[int]:
         """Tokens that every answer to the prompt begins with, after the begin token."""
         return self.forced_run(self.initial(prompt))[0]
 

@@ -9,12 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from operator import index
-from typing import Any
+from typing import Any, TypeAlias
 
 from .errors import FormulaError, PromptError
 from .vocabulary import NUMERIC_FIELDS
 
-__all__ = ["WISHES", "Prompt", "formula_text", "read_prompt"]
+__all__ = ["WISHES", "Asked", "Prompt", "formula_text", "read_prompt"]
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,9 @@ def _number(name: str, value: Any) -> float:
     raise PromptError(f"{name} must be a number, a range (low, high), or None for unknown, not {value!r}")
 
 
+#: Forms in which a prompt can come; a Composition of pymatgen is a Mapping.
+Asked: TypeAlias = Prompt | str | Mapping[str, Any] | None
+
 #: How each field is read. What is kept can be hashed, compared and written as JSON.
 _READERS: dict[str, Callable[[str, Any], object]] = {
     "formula": _formula,
@@ -171,6 +174,8 @@ def read_prompt(asked: Any = None, wishes: Mapping[str, Any] | None = None) -> P
         >>> read_prompt({"formula": "NaCl", "band_gap": 5.0}, {"e_above_hull": 0})
         Prompt(formula='NaCl', properties=(('band_gap', 5.0), ('e_above_hull', 0)))
     """
+    if isinstance(asked, Prompt) and not wishes:
+        return asked
     if isinstance(asked, Prompt):
         given: Mapping[str, Any] = vars(asked)
     elif asked is None or isinstance(getattr(asked, "formula", asked), str):

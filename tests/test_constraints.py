@@ -15,7 +15,7 @@ from mat2seq_hf.errors import PromptError
 from mat2seq_hf.grammar import Grammar
 from mat2seq_hf.presets import gpt2_config
 from mat2seq_hf.prompts import parse_formula
-from mat2seq_hf.vocabulary import BOS, EOS, PAD, TOKEN_IDS, TOKENS, tokenize
+from mat2seq_hf.vocabulary import BOS, EOS, PAD, TOKEN_IDS, TOKENS, UNK, tokenize
 from mat2seq_hf.wishes import Prompt
 
 BEGIN, END, PADDING = TOKEN_IDS[BOS], TOKEN_IDS[EOS], TOKEN_IDS[PAD]
@@ -146,6 +146,31 @@ def test_log_probabilities_are_those_of_sampling_step_by_step(model: Any) -> Non
         assert result.log_prob_raw == pytest.approx(raw, abs=1e-3)
         assert result.log_prob == pytest.approx(renormalised, abs=1e-3)
         assert result.log_prob > result.log_prob_raw
+
+
+def test_the_processor_and_the_grammar_take_a_prompt_in_every_form(model: Any) -> None:
+    forms = [Prompt("NaCl", n_atoms=2), {"formula": "NaCl", "n_atoms": 2}]
+    assert GrammarLogitsProcessor(forms[1]).prompts == GrammarLogitsProcessor(forms).prompts[1:] == forms[:1]
+    assert GrammarLogitsProcessor("NaCl").prompts == [Prompt("NaCl")]
+    assert GrammarLogitsProcessor(None).prompts == [Prompt()]
+    assert Grammar().forced_prefix(forms[1]) == Grammar().forced_prefix(forms[0]) == tokenize("Na1 Cl1")
+    assert text_of(generate(model, GrammarLogitsProcessor(["NaCl"]), do_sample=False)[0]).startswith("Na")
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ([BEGIN, TOKEN_IDS[UNK]], r"row 0 does not begin as Prompt.*after '<s>' token 0: '<unk>' cannot follow"),
+        ([PADDING, BEGIN, *tokenize("Na1 Cl1")], r"token 0: 'Na' cannot follow here; expected Ba"),
+        ([BEGIN, *tokenize("Ba1 Ti1"), END], r"token 4: '</s>' cannot follow here; expected O; begin with '<s>' and"),
+    ],
+)
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_start_that_the_prompt_forbids_is_refused(model: Any, start: list[int], message: str, beams: int) -> None:
+    processor = GrammarLogitsProcessor(Prompt("BaTiO3", formula_units=1))
+    settings = {"logits_processor": [processor], "num_beams": beams, "max_length": 60}
+    with pytest.raises(PromptError, match=message):
+        model.generate(torch.tensor([start]), do_sample=False, **settings)
 
 
 def test_what_follows_the_end_does_not_count(model: Any) -> None:
