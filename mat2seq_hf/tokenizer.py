@@ -76,7 +76,8 @@ class Mat2SeqTokenizer(TokenizersBackend):
     ``tokenizer(x)``, ``tokenizer.encode(x)`` and ``tokenizer.tokenize(x)`` take a pymatgen Structure, ase Atoms, a
     :class:`CanonicalCrystal`, CIF text, POSCAR text or (any part of) a canonical text, alone or in a list, with the
     usual arguments of transformers for padding, truncation and tensors. ``<s>`` is put in front and ``</s>`` is not
-    appended, so that a prompt stays open; padding is on the left.
+    appended, so that a prompt stays open; padding is on the left. To train, load it with ``add_eos_token=True`` or
+    append ``eos_token_id``: words are separated by blanks, so ``text + "</s>"`` ends in an unknown one.
 
     It has no ``__init__`` of its own: only then does transformers restore the whole ``tokenizer.json``. Its settings
     (``symprec`` in angstrom, ``scheme``) are init arguments kept in ``tokenizer_config.json``.
@@ -97,6 +98,16 @@ class Mat2SeqTokenizer(TokenizersBackend):
     def scheme(self) -> str:
         """Fingerprint of the canonical form for which the tokenizer was made."""
         return str(self.init_kwargs.get("scheme", ""))
+
+    @property
+    def add_bos_token(self) -> bool:
+        """Whether ``<s>`` is put in front: unless set to False. To transformers what is not said would be False."""
+        return bool(self.init_kwargs.get("add_bos_token", True))
+
+    @add_bos_token.setter
+    def add_bos_token(self, value: bool) -> None:
+        self.init_kwargs["add_bos_token"] = value
+        self.update_post_processor()  # type: ignore[no-untyped-call]
 
     def canonical_text(self, crystal: Any) -> str:
         """Canonical text of one crystal; one line of text is taken to be canonical and returned as it is.

@@ -204,6 +204,21 @@ def test_saving_and_loading_keeps_everything(folder: Path, texts: dict[str, str]
             assert loaded.decode(loaded.encode(text), skip_special_tokens=True) == text
 
 
+def test_an_end_token_that_is_asked_for_does_not_cost_the_begin_token(folder: Path, texts: dict[str, str]) -> None:
+    ids = tokenize(texts["NaCl"])
+    closed = AutoTokenizer.from_pretrained(folder, add_eos_token=True)
+    assert closed.encode(texts["NaCl"]) == [BOS, *ids, EOS]
+    closed.save_pretrained(folder / "closed")
+    assert AutoTokenizer.from_pretrained(folder / "closed").encode(texts["NaCl"]) == [BOS, *ids, EOS]
+    bare = AutoTokenizer.from_pretrained(folder, add_bos_token=False)
+    assert bare.encode(texts["NaCl"]) == ids
+    bare.add_eos_token = True
+    assert bare.encode(texts["NaCl"]) == [*ids, EOS]
+    bare.add_bos_token = True
+    assert bare.encode(texts["NaCl"]) == [BOS, *ids, EOS]
+    assert build_tokenizer().add_bos_token
+
+
 def test_the_plain_class_encodes_text_identically(folder: Path, texts: dict[str, str]) -> None:
     plain = TokenizersBackend.from_pretrained(folder)
     assert type(plain) is TokenizersBackend
