@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from collections.abc import Iterable, Mapping
 from itertools import zip_longest
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -115,7 +117,10 @@ def _from_arrays(crystal: tuple[Any, ...]) -> Cell:
     if len(crystal) != 3:
         raise CrystalError(f"a tuple of {len(crystal)} is no crystal; give (lattice, positions, numbers)")
     lattice, positions, numbers = crystal
-    symbols = [SYMBOL_OF.get(int(number), f"Z={number}") for number in numbers]
+    try:
+        symbols = [SYMBOL_OF.get(int(number), f"Z={number}") for number in numbers]
+    except (TypeError, ValueError) as error:
+        raise CrystalError(f"the third of a tuple are atomic numbers such as 56, not {numbers!r}") from error
     if np.shape(lattice) != (3, 3) or np.shape(positions) != (len(symbols), 3):
         raise CrystalError(
             f"lattice {np.shape(lattice)}, positions {np.shape(positions)} and {len(symbols)} numbers do not belong "
@@ -127,6 +132,11 @@ def _from_arrays(crystal: tuple[Any, ...]) -> Cell:
 def _from_text(text: str) -> Cell:
     text = without_half_pairs(text.removeprefix("\ufeff"))  # a byte order mark
     kind = "CIF" if is_cif(text) else "POSCAR"
+    if kind == "POSCAR" and text.strip() and "\n" not in text.strip():
+        raise CrystalError(
+            f"one line is neither CIF nor POSCAR text: {text.strip()[:60]!r}. If it is a path, give the text of that "
+            "file; a canonical text is read by CanonicalCrystal.from_text"
+        )
     if kind == "CIF" and (plain := read_plain_cif(text)) is not None:
         return _build(*plain)
     from pymatgen.io.cif import CifParser
@@ -242,10 +252,14 @@ def read_cell(crystal: Any) -> Cell:
         return _from_arrays(crystal)
     if hasattr(crystal, "lattice") and hasattr(crystal, "frac_coords"):
         return _from_structure(crystal)
-    raise CrystalError(
-        f"{type(crystal).__module__}.{type(crystal).__qualname__} is no periodic crystal; "
-        "give a pymatgen Structure, ase Atoms, CIF text, POSCAR text or a tuple (lattice, positions, numbers)"
-    )
+    remedy = "give a pymatgen Structure, ase Atoms, CIF text, POSCAR text or a tuple (lattice, positions, numbers)"
+    if isinstance(crystal, PathLike):
+        remedy = "give the text of the file, path.read_text()"
+    elif hasattr(crystal, "to_structure"):
+        remedy = "it has methods canonical() and to_structure()"
+    elif isinstance(crystal, Iterable) and not isinstance(crystal, Mapping):
+        remedy += "; several crystals are taken one by one, and by the tokenizer as a list"
+    raise CrystalError(f"{type(crystal).__module__}.{type(crystal).__qualname__} is no periodic crystal; {remedy}")
 
 
 def minimal_distance(lattice: NDArray[np.float64], positions: NDArray[np.float64]) -> tuple[float, int, int]:

@@ -11,6 +11,7 @@ from fractions import Fraction
 
 from .canonical import CanonicalCrystal
 from .cif_reading import CELL_TAGS
+from .errors import CrystalError
 from .operations import crystal_system, group_operations, points_per_primitive
 
 __all__ = ["cif_text"]
@@ -54,10 +55,18 @@ def cif_text(crystal: CanonicalCrystal) -> str:
     Returns:
         text of one data block with all symmetry operations (centring included) and one site for each orbit.
 
+    Raises:
+        CrystalError: the argument is something else.
+
     Example:
         >>> print(cif_text(CanonicalCrystal.from_text(text)).splitlines()[0])
         data_Ba1Ti1O3
     """
+    if not isinstance(crystal, CanonicalCrystal):
+        raise CrystalError(
+            f"cif_text writes a CanonicalCrystal, not {type(crystal).__qualname__}; canonicalize() makes one of a "
+            "crystal, CanonicalCrystal.from_text() of a text"
+        )
     number = crystal.space_group_number
     primitives = points_per_primitive(number)
     counts = crystal.composition

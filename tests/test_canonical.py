@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import product
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pymatgen.analysis.structure_matcher import StructureMatcher
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Element, Lattice, Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 from synthetic import ENANTIOMORPHIC_PAIRS, SOHNCKE, random_crystal, random_lattice
 
@@ -202,12 +203,20 @@ def cell(species: list[Any], coords: list[list[float]], lattice: Lattice | None 
             "names the elements Na Cl but counts only 1",
         ),
         ("data_x\n_cell_length_a 3\n", "read as CIF it fails"),
-        ("this is no crystal", "read as POSCAR it fails"),
+        ("this is no crystal", "one line is neither CIF nor POSCAR text: 'this is no crystal'"),
+        ("this is\nno crystal", "read as POSCAR it fails"),
+        ("folder/salt.cif", r"'folder/salt.cif'. If it is a path, give the text of that file"),
+        (Path("salt.cif"), r"Path is no periodic crystal; give the text of the file, path\.read_text"),
+        ("Na1 Cl1 [Fm-3m] 5.6402", "read by CanonicalCrystal.from_text"),
+        (CanonicalCrystal(1, (3.0, 3.0, 3.0, 90.0, 90.0, 90.0), ()), r"it has methods canonical\(\) and to_structure"),
+        ([cell(["Fe"], [[0, 0, 0]])], "builtins.list is .* by the tokenizer as a list"),
         ("", "read as POSCAR it fails"),
         ("no names\n1.0\n3 0 0\n0 3 0\n0 0 3\n1\ndirect\n0 0 0\n", "names no elements"),
         (42, "builtins.int is no periodic crystal"),
         ((np.eye(3) * 4, [[0, 0, 0]]), "a tuple of 2 is no crystal"),
         ((np.eye(3) * 4, [[0, 0, 0], [0.5, 0, 0]], [26]), "do not belong together"),
+        ((np.eye(3) * 4, [[0, 0, 0]], ["Fe"]), r"atomic numbers such as 56, not \['Fe'\]"),
+        ((np.eye(3) * 4, [[0, 0, 0]], [Element("Fe")]), "atomic numbers such as 56, not .Element Fe"),
         ((np.eye(3) * 4, [[0, 0, 0]], [119]), "site 0 .Z=119.*not a chemical element"),
     ],
 )

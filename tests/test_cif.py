@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
+from typing import Any
 
 import gemmi
+import pytest
 from pymatgen.core import Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from mat2seq_hf import CanonicalCrystal, canonicalize, cif_text
+from mat2seq_hf import CanonicalCrystal, CrystalError, canonicalize, cif_text
 
 
 def test_a_reader_finds_the_crystal_and_its_space_group(crystals: dict[str, Structure]) -> None:
@@ -49,3 +51,10 @@ def test_a_third_is_written_finely_enough_to_stay_special() -> None:
     crystal = CanonicalCrystal.from_text(text)
     assert "Zn1 Zn 2 c 0.3333333333 0.6666666667 0.25 1" in cif_text(crystal)
     assert len(Structure.from_str(cif_text(crystal), fmt="cif")) == 2
+
+
+@pytest.mark.parametrize("name", ["structure", "text"])
+def test_what_is_no_canonical_crystal_is_refused(crystals: dict[str, Structure], name: str) -> None:
+    wrong: Any = {"structure": crystals["NaCl"], "text": canonicalize(crystals["NaCl"]).text}[name]
+    with pytest.raises(CrystalError, match=f"not {type(wrong).__name__}; canonicalize"):
+        cif_text(wrong)
