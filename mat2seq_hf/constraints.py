@@ -100,8 +100,9 @@ class GrammarLogitsProcessor(LogitsProcessor):
 
     def __init__(self, prompts: Asked | Sequence[Asked], grammar: Grammar | None = None) -> None:
         self.grammar = grammar or Grammar()
-        one = prompts is None or isinstance(prompts, (str, Mapping, Prompt))
-        self.prompts = [read_prompt(prompt) for prompt in ([prompts] if one else prompts)]
+        if prompts is None or isinstance(prompts, (str, Mapping, Prompt)):
+            prompts = [prompts]
+        self.prompts = [read_prompt(prompt) for prompt in prompts]
         self._initial = [self.grammar.initial(prompt) for prompt in self.prompts]
         self._seen = np.empty((0, 0), dtype=np.int64)
         self._rows = Rows([])
