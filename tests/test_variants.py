@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from synthetic import random_crystal
 from mat2seq_hf.canonical import CanonicalCrystal, canonicalize
 from mat2seq_hf.grammar import Grammar
 from mat2seq_hf.tokenizer import text_of_tokens
+from mat2seq_hf.training import variants
 from mat2seq_hf.training.config import TrainConfig
 from mat2seq_hf.training.muon import Muon, parameter_groups
 from mat2seq_hf.training.variants import digit_spelling, draw_spelled, random_description, spell
@@ -81,3 +84,8 @@ def test_muon_takes_the_matrices_of_a_llama_too(tmp_path: object) -> None:
     optimizer.step()
     singular = torch.linalg.svdvals(weight.detach() - before) / optimizer.param_groups[0]["lr"]
     assert 0.5 < singular[0] / (24 / 16) ** 0.5 < 1.5  # as long a step as a matrix stored the other way round takes
+
+
+def test_the_example_of_a_random_description_gives_what_it_shows() -> None:
+    (example,) = doctest.DocTestFinder(recurse=False).find(random_description, globs=vars(variants).copy())
+    assert doctest.DocTestRunner().run(example) == (0, 2)

@@ -40,7 +40,7 @@ def random_description(text: str, rng: np.random.Generator) -> str:
 
     Example:
         >>> text = "Na1 Cl1 [Fm-3m] 5.6402 5.6402 5.6402 90 90 90 Na 4a 0 0 0 Cl 4b 1/2 1/2 1/2"
-        >>> random_description(text, np.random.default_rng(2))[-27:]
+        >>> random_description(text, np.random.default_rng(2))[-29:]
         'Na 4b 1/2 1/2 1/2 Cl 4a 0 0 0'
     """
     crystal, description = CanonicalCrystal.from_text(text), parse_text(text)
