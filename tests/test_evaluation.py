@@ -34,6 +34,7 @@ from mat2seq_hf.evaluation.reduced_cell import ReducedCrystal
 from mat2seq_hf.evaluation.report import compare_table, different_settings, plot_comparison, render_markdown
 from mat2seq_hf.evaluation.schema import (
     clustered_mean,
+    clustered_share,
     format_figure,
     load_report,
     share,
@@ -172,20 +173,30 @@ def test_any_of_agrees_with_counting() -> None:
 
 
 def test_intervals_of_groups_are_wider_than_those_of_single_values() -> None:
-    groups = [[1.0] * 10, [0.0] * 10] * 20
-    wide, narrow = clustered_mean(groups), share(v == 1 for group in groups for v in group)
+    groups = [[True] * 10, [False] * 10] * 20
+    wide, narrow = clustered_share(groups), share(v for group in groups for v in group)
     assert wide["value"] == narrow["value"] == 0.5
     assert wide["high"] - wide["low"] > 2 * (narrow["high"] - narrow["low"])  # type: ignore[operator]
 
 
 def test_the_interval_of_a_share_has_a_width_where_all_samples_are_alike() -> None:
-    for values in ([1.0], [0.0]):
+    for values in ([True], [False]):
         groups = [values * 5 for _ in range(10)]
-        sure, alone = clustered_mean(groups), share(bool(group[0]) for group in groups)
+        sure, alone = clustered_share(groups), share(group[0] for group in groups)
         assert (sure["value"], sure["low"], sure["high"]) == (alone["value"], alone["low"], alone["high"])
         assert sure["high"] - sure["low"] > 0.2  # type: ignore[operator]
-    single = [[float(i % 3 == 0)] for i in range(60)]
-    assert clustered_mean(single)["low"] == pytest.approx(share(v == [1.0] for v in single)["low"], abs=0.003)
+    single = [[i % 3 == 0] for i in range(60)]
+    assert clustered_share(single)["low"] == pytest.approx(share(v == [True] for v in single)["low"], abs=0.003)
+
+
+def test_the_interval_of_a_distance_is_none_of_a_share(references: list[Reference], salts: dict[str, str]) -> None:
+    texts = [sample(reference.id, 0, salts[reference.id]) for reference in references]
+    figures = evaluate_csp(texts, references, QUIET)[0]["figures"]
+    for name in ("rmse_1", "rmse_k", "crmse_1", "metre_crmse"):
+        assert figures[name]["value"] == pytest.approx(0, abs=1e-9)
+        assert figures[name]["high"] < 1e-6
+    ones = [[0.0], [1.0]] * 20  # misses that count stol = 1
+    assert clustered_mean(ones)["high"] == pytest.approx(0.5 + 1.959964 * (0.25 / 39) ** 0.5)
 
 
 def test_a_folder_that_sampling_wrote_is_read_once(tmp_path: Path, salts: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ from .crystals import Examined, examine_all, examine_references, kinds_of_reason
 from .matching import Matcher
 from .ranges import check_ranges
 from .reduced_cell import ReducedCrystal
-from .schema import Figure, clustered_mean, digest, mean, share
+from .schema import Figure, clustered_mean, clustered_share, digest, mean, share
 from .sources import Reference, SampleText, assign_prompts
 from .validity import smact_installed
 
@@ -191,9 +191,9 @@ def _figures(rows: Sequence[Mapping[str, Any]], groups: _Groups, k: int, setting
     judged = smact_installed()
     figures: dict[str, Figure] = {}
     for name in ("readable", "valid_structure", *(["valid_composition", "valid"] if judged else [])):
-        figures[name] = clustered_mean([[bool(rows[place][name]) for place in group] for group in groups.values()])
+        figures[name] = clustered_share([[bool(rows[place][name]) for place in group] for group in groups.values()])
     for name in ("formula_right", *(["space_group_right"] if settings.symprec is not None else [])):
-        figures[name] = clustered_mean(_padded(rows, groups, k, name))
+        figures[name] = clustered_share(_padded(rows, groups, k, name))
     for suffix in ("", "_valid") if judged else ("",):
         kept = {
             name: [
@@ -201,7 +201,7 @@ def _figures(rows: Sequence[Mapping[str, Any]], groups: _Groups, k: int, setting
             ]
             for name, group in groups.items()
         }
-        figures["match_1" + suffix] = clustered_mean([[1.0] * len(r) + [0.0] * (k - len(r)) for r in kept.values()])
+        figures["match_1" + suffix] = clustered_share([[True] * len(r) + [False] * (k - len(r)) for r in kept.values()])
         figures["match_k" + suffix] = share(bool(r) for r in kept.values())
         figures["rmse_1" + suffix] = clustered_mean(list(kept.values()))
         figures["rmse_k" + suffix] = mean(min(r) for r in kept.values() if r)
@@ -211,9 +211,9 @@ def _figures(rows: Sequence[Mapping[str, Any]], groups: _Groups, k: int, setting
     return figures
 
 
-def _padded(rows: Sequence[Mapping[str, Any]], groups: _Groups, k: int, name: str) -> list[list[float]]:
-    """Values of each prompt, 0 for samples that are missing."""
-    return [[float(rows[place][name]) for place in group] + [0.0] * (k - len(group)) for group in groups.values()]
+def _padded(rows: Sequence[Mapping[str, Any]], groups: _Groups, k: int, name: str) -> list[list[bool]]:
+    """Values of each prompt, False for samples that are missing."""
+    return [[bool(rows[place][name]) for place in group] + [False] * (k - len(group)) for group in groups.values()]
 
 
 def any_of(successes: int, samples: int, chosen: int) -> float:

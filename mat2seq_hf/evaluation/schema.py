@@ -36,6 +36,7 @@ __all__ = [
     "REPORT_FORMAT",
     "Figure",
     "clustered_mean",
+    "clustered_share",
     "digest",
     "format_figure",
     "is_share",
@@ -164,25 +165,43 @@ def clustered_mean(groups: Sequence[Sequence[float]]) -> Figure:
     """Mean over all values with an interval for values that come in groups, such as the samples of one prompt.
 
     Samples of one prompt resemble each other, so that they tell less than as many samples of different prompts: the
-    variance is that between groups. The interval of a share is Wilson's for as many independent observations as have
-    that variance; where all are 0 or all are 1, for as many as there are groups.
+    variance is that between groups. Of one group alone there is no interval.
     """
+    value, error, n, _ = _of_groups(groups)
+    if value is None or error is None:
+        return plain(value, n)
+    low, high = value - _Z * error, value + _Z * error
+    if all(v >= 0 for group in groups for v in group):  # a distance: nothing is below 0
+        low = max(low, 0.0)
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+def clustered_share(groups: Sequence[Sequence[bool]]) -> Figure:
+    """Share of true values that come in groups, see :func:`clustered_mean`.
+
+    The interval is Wilson's for as many independent observations as have the variance between groups; where all values
+    are the same, for as many as there are groups.
+    """
+    value, error, n, n_groups = _of_groups(groups)
+    if value is None or error is None:
+        return plain(value, n)
+    spread = value * (1 - value)
+    low, high = _wilson(value, min(n, spread / error**2) if spread and error else n_groups)
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+def _of_groups(groups: Sequence[Sequence[float]]) -> tuple[float | None, float | None, int, int]:
+    """Mean over all values, its standard error by the variance between groups, and how many values and groups."""
     kept = [np.asarray(group, dtype=float) for group in groups if len(group)]
     n = sum(len(group) for group in kept)
     if not n:
-        return plain(None, 0)
+        return None, None, 0, 0
     value = float(sum(group.sum() for group in kept) / n)
     if len(kept) == 1:
-        return plain(value, n)
+        return value, None, n, 1
     residuals = np.array([float((group - value).sum()) for group in kept])
     error = math.sqrt(float((residuals**2).sum()) * len(kept) / (len(kept) - 1)) / n
-    low, high = value - _Z * error, value + _Z * error
-    if all((group >= 0).all() for group in kept):  # a distance: nothing is below 0
-        low = max(low, 0.0)
-    if all(np.isin(group, (0.0, 1.0)).all() for group in kept):  # a share
-        spread = value * (1 - value)
-        low, high = _wilson(value, min(n, spread / error**2) if spread and error else len(kept))
-    return {"value": value, "low": low, "high": high, "n": n}
+    return value, error, n, len(kept)
 
 
 _BASE = [
