@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -670,6 +671,66 @@ def test_reports_of_different_tasks_are_not_compared(tmp_path: Path, capsys: Cap
     assert main(["compare", str(tmp_path / "c.json")]) == 2
     assert "is no report" in capsys.readouterr().err
     assert compare_table([plain | {"task": "csp"}])[0] == ["figure", "x"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": 3},
+        {"task": ["csp"]},
+        {"figures": [1]},
+        {"figures": {"match_1": 0.5}},
+        {"figures": {"match_1": {"value": 0.5, "n": 3}}},
+        {"figures": {"match_1": {"value": "0.5", "low": None, "high": None, "n": 3}}},
+        {"figures": {"match_1": {"value": float("nan"), "low": None, "high": None, "n": 3}}},
+        {"settings": [1]},
+        {"counts": None},
+    ],
+)
+def test_a_broken_report_is_named(change: dict[str, object], tmp_path: Path, capsys: Capture) -> None:
+    plain = {"format": 1, "task": "csp", "name": "x", "figures": {}, "settings": {}, "inputs": {}, "versions": {}}
+    for name, report in (("whole", plain), ("broken", plain | change)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(report))
+    assert main(["compare", str(tmp_path / "whole.json"), str(tmp_path / "whole.json")]) == 0
+    assert main(["compare", str(tmp_path / "whole.json"), str(tmp_path / "broken.json")]) == 2
+    assert f"{tmp_path / 'broken.json'} is no report" in capsys.readouterr().err
+
+
+def test_names_of_reports_stand_in_tables_as_they_are(tmp_path: Path, capsys: Capture) -> None:
+    plain = {"format": 1, "task": "csp", "settings": {}, "inputs": {}, "versions": {}}
+    figures = {"my | figure [bold]": {"value": 0.5, "low": None, "high": None, "n": 2}}
+    for name, heading in (("a", "run [ours]"), ("b", "a|b [/b]")):
+        (tmp_path / f"{name}.json").write_text(
+            json.dumps(plain | {"name": heading, "figures": figures, "scheme": name})
+        )
+    table = tmp_path / "table.md"
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--markdown", str(table)]) == 0
+    shown = capsys.readouterr().out
+    assert all(part in shown for part in ("run [ours]", "a|b [/b]", "my | figure [bold]", "canonical form: a, b"))
+    head, _, row = table.read_text().splitlines()[:3]
+    assert head == r"| figure | run [ours] | a\|b [/b] |"
+    assert row == r"| my \| figure [bold] | 0.5000 | 0.5000 |"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file names are text there")
+def test_names_of_files_need_not_be_utf_8(
+    tmp_path: Path, salts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for stem in (b"rock", b"caf\xe9"):
+        (folder / os.fsdecode(stem + b"_0.cif")).write_text(salts["rock"])
+    output = tmp_path / os.fsdecode(b"o\xe9")
+    asked = ["evaluate", "denovo", str(folder), "-o", str(output), "--quiet", "--processes", "1"]
+    monkeypatch.setattr("sys.argv", ["mat2seq", *asked])
+    assert main(asked) == 0
+    with (output / "per_sample.parquet").open("rb") as stream:
+        assert pq.read_table(stream)["prompt_id"].to_pylist() == ["caf?", "rock"]
+    (output / "per_sample.parquet").rename(table := tmp_path / os.fsdecode(b"caf\xe9.parquet"))
+    with pytest.raises(Mat2SeqError, match="has no column 'cif'"):
+        read_samples([table])
+    assert load_report(output)["name"] == "o?"
+    assert "o?" in (output / "report.md").read_text(encoding="utf-8")
 
 
 def test_shares_are_known_by_their_whole_names() -> None:

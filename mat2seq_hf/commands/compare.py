@@ -27,9 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from rich.markup import escape
     from rich.table import Table
 
-    from ..evaluation.report import compare_table, different_settings, plot_comparison
+    from ..evaluation.report import compare_table, different_settings, markdown_cell, plot_comparison
     from ..evaluation.schema import load_report
 
     reports = [load_report(path) for path in args.reports]
@@ -39,16 +40,16 @@ def run(args: argparse.Namespace) -> int:
         for report, name in zip(reports, args.names, strict=True):
             report["name"] = name
     head, *body = compare_table(reports)
-    table = Table(*head)
+    table = Table(*map(escape, head))
     for row in body:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     out = console(width=200)
     out.print(table)
     differences = [f"different {line}" for line in different_settings(reports)]
     for line in differences:
         out.print(line, highlight=False, markup=False)
     if args.markdown is not None:
-        rows = ["| " + " | ".join(row) + " |" for row in (head, *body)]
+        rows = ["| " + " | ".join(map(markdown_cell, row)) + " |" for row in (head, *body)]
         rows.insert(1, "|" + "---|" * len(head))
         notes = [f"\n{line}" for line in differences]
         args.markdown.write_text("\n".join([*rows, *notes]) + "\n", encoding="utf-8")

@@ -69,8 +69,10 @@ def _common(args: argparse.Namespace) -> dict[str, Any]:
 def _write(
     args: argparse.Namespace, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], seconds: float
 ) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
+    from ..cif_reading import without_half_pairs
     from ..evaluation.report import plot_report, render_markdown
     from ..evaluation.schema import LABELS, REPORT_FORMAT, format_figure, versions, write_report
 
@@ -86,10 +88,11 @@ def _write(
     }
     write_report(args.output, report, rows)
     plotted = plot_report(report, rows, args.output / "report.png")
-    (args.output / "report.md").write_text(render_markdown(report, "report.png" if plotted else None), encoding="utf-8")
+    text = without_half_pairs(render_markdown(report, "report.png" if plotted else None))
+    (args.output / "report.md").write_text(text, encoding="utf-8")
     table = Table("figure", "value (95 % interval)", "n")
     for name, figure in report["figures"].items():
-        table.add_row(LABELS.get(name, name), format_figure(name, figure), f"{figure['n']:,}")
+        table.add_row(escape(LABELS.get(name, name)), format_figure(name, figure), f"{figure['n']:,}")
     out = console(width=160)
     out.print(table)
     for line in (
@@ -97,7 +100,7 @@ def _write(
         *(f"{count:,} {what.replace('_', ' ')}" for what, count in report["counts"].items()),
     ):
         out.print(line, highlight=False, markup=False)
-    out.print(f"report, table and plot are in {args.output}", highlight=False, markup=False)
+    out.print(without_half_pairs(f"report, table and plot are in {args.output}"), highlight=False, markup=False)
 
 
 _INPUTS = ("samples", "reference", "ids", "train", "corpus", "labels", "published", "runs", "crystals", "model")

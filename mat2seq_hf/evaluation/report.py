@@ -13,7 +13,7 @@ from .schema import LABELS, Figure, format_figure, is_share
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["compare_table", "different_settings", "plot_comparison", "plot_report", "render_markdown"]
+__all__ = ["compare_table", "different_settings", "markdown_cell", "plot_comparison", "plot_report", "render_markdown"]
 
 _TITLES = {
     "csp": "Structure prediction",
@@ -26,7 +26,8 @@ _TITLES = {
 }
 
 
-def _cell(value: Any) -> str:
+def markdown_cell(value: Any) -> str:
+    """A value as it can stand in a table of Markdown."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value).replace("|", "\\|").replace("\n", " ")
@@ -35,7 +36,7 @@ def _cell(value: Any) -> str:
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     names = list(rows[0])
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    return lines + ["| " + " | ".join(_cell(row.get(name, "")) for name in names) + " |" for row in rows]
+    return lines + ["| " + " | ".join(markdown_cell(row.get(name, "")) for name in names) + " |" for row in rows]
 
 
 def render_markdown(report: Mapping[str, Any], plot: str | None = None) -> str:
@@ -49,7 +50,7 @@ def render_markdown(report: Mapping[str, Any], plot: str | None = None) -> str:
     lines += [f"- {kind}: {names}" for kind, names in report["inputs"].items() if names]
     lines += ["", "| figure | value (95 % interval) | n |", "|---|---|---|"]
     for name, figure in report["figures"].items():
-        lines.append(f"| {LABELS.get(name, name)} | {format_figure(name, figure)} | {figure['n']} |")
+        lines.append(f"| {markdown_cell(LABELS.get(name, name))} | {format_figure(name, figure)} | {figure['n']} |")
     lines += ["", *(f"{note}\n" for note in report["notes"])]
     if plot:
         lines += [f"![figures]({plot})", ""]
@@ -57,7 +58,7 @@ def render_markdown(report: Mapping[str, Any], plot: str | None = None) -> str:
     lines += ["## Counts", "", "| what | how many |", "|---|---|", *(f"| {n} | {c:,} |" for n, c in counts.items()), ""]
     if report["reasons"]:
         lines += ["## Why samples are unreadable or invalid", "", "| reason | samples |", "|---|---|"]
-        lines += [*(f"| {_cell(reason)} | {count:,} |" for reason, count in report["reasons"].items()), ""]
+        lines += [*(f"| {markdown_cell(reason)} | {count:,} |" for reason, count in report["reasons"].items()), ""]
     for name, rows in report["tables"].items():
         if rows:
             lines += [f"## {name.replace('_', ' ').capitalize()}", "", *_table(rows), ""]
@@ -171,8 +172,11 @@ def compare_table(reports: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def different_settings(reports: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What reports differ in, in words: settings, inputs, versions, crystals and numbers of samples."""
+    """What reports differ in, in words: settings, inputs, versions, canonical form, crystals, numbers of samples."""
     found = []
+    schemes = [report["scheme"] for report in reports if "scheme" in report]
+    if len(set(schemes)) > 1:
+        found.append("canonical form: " + ", ".join(map(str, schemes)))
     for part in ("settings", "inputs", "versions", "ids", "counts"):
         parts = [report.get(part, {}) for report in reports]
         if part == "ids":

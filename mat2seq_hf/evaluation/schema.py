@@ -29,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..cif_reading import without_half_pairs
 from ..errors import Mat2SeqError
 
 __all__ = [
@@ -298,8 +299,10 @@ def write_report(folder: str | Path, report: Mapping[str, Any], rows: Sequence[M
     path.mkdir(parents=True, exist_ok=True)
     schema = per_sample_schema(report["task"])
     known = [{name: row.get(name) for name in schema.names} for row in rows]
-    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)  # first: a table fits to its report
-    pq.write_table(pa.Table.from_pylist(known, schema=schema), path / "per_sample.tmp", compression="zstd")
+    text = without_half_pairs(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
+    # only what can be written as JSON gets here: a table fits to its report
+    with (path / "per_sample.tmp").open("wb") as handle:  # arrow itself opens only names in UTF-8
+        pq.write_table(pa.Table.from_pylist(known, schema=schema), handle, compression="zstd")
     (path / "per_sample.tmp").replace(path / "per_sample.parquet")
     (path / "report.tmp").write_text(text + "\n", encoding="utf-8")
     (path / "report.tmp").replace(path / "report.json")
@@ -325,8 +328,23 @@ def load_report(path: str | Path) -> dict[str, Any]:
         raise Mat2SeqError(f"{file} does not exist: name the folder that `mat2seq evaluate` wrote") from error
     except ValueError as error:
         raise Mat2SeqError(f"{file} is no JSON: {error}") from error
-    if not isinstance(report, dict) or not {"format", "task", "figures"} <= report.keys():
-        raise Mat2SeqError(f"{file} is no report of `mat2seq evaluate`: format, task or figures are missing")
+    if not isinstance(report, dict) or not {"format", "task", "name", "figures"} <= report.keys():
+        raise Mat2SeqError(f"{file} is no report of `mat2seq evaluate`: format, task, name or figures are missing")
     if report["format"] != REPORT_FORMAT:
         raise Mat2SeqError(f"{file} has format {report['format']!r}, this version reads {REPORT_FORMAT}")
+    wrong = [part for part in ("task", "name") if not isinstance(report[part], str)]
+    parts = ("figures", "settings", "inputs", "versions", "ids", "counts")
+    wrong += [part for part in parts if not isinstance(report.get(part, {}), dict)]
+    if not wrong:
+        wrong = [f"the figure {name}" for name, figure in report["figures"].items() if not _is_figure(figure)]
+    if wrong:
+        raise Mat2SeqError(f"{file} is no report as `mat2seq evaluate` writes it: {', '.join(wrong)} cannot be read")
     return report
+
+
+def _is_figure(figure: Any) -> bool:
+    """Whether this is a :data:`Figure`, with finite numbers or None."""
+    if not isinstance(figure, dict) or not {"value", "low", "high", "n"} <= figure.keys():
+        return False
+    numbers = [figure[name] for name in ("value", "low", "high", "n")]
+    return all(number is None or (isinstance(number, (int, float)) and math.isfinite(number)) for number in numbers)

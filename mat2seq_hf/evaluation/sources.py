@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 
+from ..cif_reading import without_half_pairs
 from ..corpora.archives import archive_files, folder_files, is_archive, open_file, warn_left_out
 from ..corpora.csv_reading import csv_records
 from ..corpora.formats import crystal_text
@@ -44,6 +45,12 @@ class SampleText:
     reason: str | None
     source: str
     facts: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_id", "cif", "reason", "source"):
+            # names of files that are no UTF-8 have half surrogate pairs, which fit into no report
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, without_half_pairs(value))
 
 
 @dataclass(frozen=True)
@@ -172,7 +179,8 @@ def _records(path: Path) -> tuple[list[str], Iterator[dict[str, Any] | str]]:
             with open_file(path) as stream:
                 names, rows = csv_records(stream, ("cif", *_PROMPT_COLUMNS))
                 return names, iter(list(rows))
-        table = pq.read_table(path)
+        with path.open("rb") as stream:  # arrow itself opens only names in UTF-8
+            table = pq.read_table(stream)
     except Exception as error:
         raise Mat2SeqError(f"{path} cannot be read as a table: {error}") from error
     return table.column_names, iter(table.to_pylist())
