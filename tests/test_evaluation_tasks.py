@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Composition, Element, Lattice, Structure
 from synthetic import cif_of
 from transformers import GPT2LMHeadModel
 
@@ -29,10 +29,10 @@ from mat2seq_hf.evaluation.descriptions import METHODS, DescriptionSettings, eva
 from mat2seq_hf.evaluation.descriptors import describe
 from mat2seq_hf.evaluation.efficiency import EfficiencySettings, evaluate_efficiency
 from mat2seq_hf.evaluation.equivalents import random_equivalent
-from mat2seq_hf.evaluation.hull import read_corpus_by_system
+from mat2seq_hf.evaluation.hull import Hull, read_corpus_by_system
 from mat2seq_hf.evaluation.judges import _cached_features, load_judge, train_judge
 from mat2seq_hf.evaluation.literature import LiteratureSettings
-from mat2seq_hf.evaluation.potential import load_calculator
+from mat2seq_hf.evaluation.potential import load_calculator, single_point
 from mat2seq_hf.evaluation.schema import load_report
 from mat2seq_hf.evaluation.sources import Reference, SampleText
 from mat2seq_hf.evaluation.stability import StabilitySettings, evaluate_stability
@@ -86,6 +86,38 @@ def test_stability_is_measured_against_the_hull_of_the_potential(corpus: Path, t
     assert report["counts"]["without_hull"] == 1
     assert report["figures"]["sun"]["value"] == 0
     assert any("not DFT's hull" in note for note in report["notes"])
+
+
+def test_energies_above_the_hull_are_those_of_a_phase_diagram(tmp_path: Path) -> None:
+    from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+
+    rng = np.random.default_rng(0)
+    elements = ["Al", "Cu", "Ag", "Au"]
+    corpus: dict[frozenset[str], list[str]] = {}
+    entries = []
+    for own in [[symbol] for symbol in elements] + [rng.choice(elements, 4).tolist() for _ in range(20)]:
+        places = [[x, y, 0.1] for x in (0.0, 0.5) for y in (0.0, 0.5)][: len(own)]
+        crystal = Structure(Lattice.cubic(float(rng.uniform(4, 5))), own, places)
+        corpus.setdefault(frozenset(own), []).append(cif_of(crystal))
+        energy = single_point(cif_of(crystal), EMT.calculator)
+        entries.append(PDEntry(crystal.composition, energy * len(crystal)))
+    hull = Hull(corpus, Store(tmp_path / "s.jsonl"), EMT.calculator, progress=False)
+    hull.prepare([frozenset(elements)])
+    diagram = PhaseDiagram(entries)
+    for _ in range(20):
+        asked = Composition({symbol: int(rng.integers(1, 9)) for symbol in elements})
+        expected = diagram.get_hull_energy_per_atom(asked)
+        assert hull.above(asked, 1.0) == pytest.approx(1.0 - expected, abs=1e-7)
+    assert hull.above(Composition("Cu"), 0.0) == pytest.approx(-diagram.get_hull_energy_per_atom(Composition("Cu")))
+
+
+def test_a_hull_of_many_elements_is_no_longer_work(tmp_path: Path) -> None:
+    symbols = [Element.from_Z(number).symbol for number in range(3, 43) if Element.from_Z(number).is_metal]
+    crystals = {frozenset([symbol]): [cif_of(metal(symbol, 4.0))] for symbol in symbols}
+    hull = Hull(crystals, Store(tmp_path / "s.jsonl"), "ase.calculators.lj:LennardJones", progress=False)
+    hull.prepare([frozenset(symbols)])
+    assert len(symbols) > 20
+    assert hull.above(Composition(dict.fromkeys(symbols, 1)), 0.0) == pytest.approx(hull.above(Composition("Cu"), 0.0))
 
 
 def test_of_equal_crystals_the_most_stable_one_is_the_unique_one(corpus: Path, tmp_path: Path) -> None:
@@ -162,6 +194,22 @@ def test_what_ran_out_of_time_is_tried_again(corpus: Path, tmp_path: Path, monke
     report, rows = evaluate_stability(samples, corpus, None, tmp_path, EMT)
     assert (report["counts"]["relaxation_timeouts"], report["counts"]["failed_single_points"]) == (0, 0)
     assert rows[0]["e_above_hull"] is not None
+
+
+def test_a_comparison_with_the_relaxed_crystal_has_a_time_limit(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = texts_of([metal("Cu", 3.65)])
+    evaluate_stability(samples, corpus, None, tmp_path, EMT)  # what is relaxed stays relaxed
+
+    def fail(*_: object) -> None:
+        raise ValueError("cost matrix is infeasible")
+
+    monkeypatch.setattr("mat2seq_hf.evaluation.matching.Matcher.rms", fail)
+    report, (row,) = evaluate_stability(samples, corpus, None, tmp_path, EMT)
+    assert row["relaxation_rms"] is None
+    assert row["e_above_hull"] is not None
+    assert report["figures"]["relaxation_rmse"]["n"] == 0
 
 
 def test_the_time_limit_holds_for_reading_relaxing_and_comparing(
@@ -302,6 +350,29 @@ def test_the_default_judge_learns_and_says_how_well() -> None:
     assert np.isnan(predicted[1])
     with pytest.raises(Mat2SeqError, match="needs 100"):
         train_judge(references[:50], "band_gap", lambda values: values > 3.0, progress=False)
+
+
+@pytest.mark.parametrize("labels", [990, 1200, 12000])
+def test_the_judge_is_as_large_as_the_models_whose_error_is_stated(
+    labels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensemble = pytest.importorskip("sklearn.ensemble")
+    made = []
+    fit = ensemble.HistGradientBoostingRegressor.fit
+
+    def noting(self: Any, *given: Any) -> Any:
+        made.append(fit(self, *given))
+        return made[-1]
+
+    monkeypatch.setattr(ensemble.HistGradientBoostingRegressor, "fit", noting)
+    references = [
+        Reference(str(n), "", json.dumps({"gap": 0.0 if n == 3 else n % 7 + 1.0})) for n in range(labels)
+    ]  # one class has a single member
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr("mat2seq_hf.evaluation.judges._cached_features", lambda *_: rng.normal(size=(labels, 2)))
+    train_judge(references, "gap", lambda values: values > 3.0, progress=False)
+    assert len(made) == 6
+    assert len({model.n_iter_ for model in made}) == 1
 
 
 def test_kept_descriptors_survive_what_broke_and_try_again_what_failed(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..corpora.sources import read_rows
@@ -17,7 +20,6 @@ from .potential import CHGNET, potential_name, single_point, single_points
 from .store import Store
 
 if TYPE_CHECKING:
-    from pymatgen.analysis.phase_diagram import PhaseDiagram
     from pymatgen.core import Composition
 
 __all__ = ["Hull", "read_corpus_by_system"]
@@ -57,6 +59,24 @@ def read_corpus_by_system(path: str | Path) -> tuple[dict[frozenset[str], list[s
     return systems, unreadable
 
 
+@dataclass(frozen=True)
+class _Phases:
+    """Crystals of a chemical system: atomic fractions of its elements, shape (n, elements), and eV/atom, shape (n,)."""
+
+    fractions: NDArray[np.float64]
+    energies: NDArray[np.float64]
+
+    def lowest(self, target: NDArray[np.float64]) -> float:
+        """Least energy (eV/atom) of a mixture of phases with the atomic fractions ``target``: the hull at this point.
+
+        A linear program (Akbarzadeh, Ozolins and Wolverton, Adv. Mater. 19 (2007) 3233) needs no facets, whose number
+        grows so fast with the elements that a hull of twelve takes hours.
+        """
+        from scipy.optimize import linprog
+
+        return float(linprog(self.energies, A_eq=self.fractions.T, b_eq=target, method="highs").fun)
+
+
 class Hull:
     """Energies above the hull of a corpus, all with the same potential.
 
@@ -75,7 +95,7 @@ class Hull:
         **options: Any,
     ) -> None:
         self._corpus, self._store, self._calculator, self._options = corpus, store, calculator, options
-        self._diagrams: dict[frozenset[str], PhaseDiagram | None] = {}
+        self._phases: dict[frozenset[str], _Phases | None] = {}
         #: crystals of the corpus whose single point failed
         self.failures = 0
 
@@ -120,33 +140,34 @@ class Hull:
                     self._store.keep(self._key(cif), energy)
                 bar.update(len(batch))
 
-    def _diagram(self, system: frozenset[str]) -> PhaseDiagram | None:
-        """Phase diagram of a system, None where the corpus lacks one of its elements."""
-        from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
-
-        if system not in self._diagrams:
-            entries = []
+    def _system_phases(self, system: frozenset[str]) -> _Phases | None:
+        """Phases of a system, None where the corpus lacks one of its elements."""
+        if system not in self._phases:
+            elements = sorted(system)
+            fractions, energies = [], []
             for own, cifs in self._corpus.items():
-                if own <= system:
-                    for cif in cifs:
-                        energy = self._store.get(self._key(cif))
-                        if energy is not None:
-                            composition = read_structure(cif).composition
-                            entries.append(PDEntry(composition, energy * composition.num_atoms))
-            pure = {entry.composition.elements[0].symbol for entry in entries if len(entry.composition.elements) == 1}
-            self._diagrams[system] = PhaseDiagram(entries) if pure >= system else None
-        return self._diagrams[system]
+                for cif in cifs if own <= system else ():
+                    energy = self._store.get(self._key(cif))
+                    composition = read_structure(cif).composition if energy is not None else None
+                    # what a formula states is not always what the crystal is
+                    if composition is not None and {e.symbol for e in composition.elements} <= system:
+                        fractions.append([composition.get_atomic_fraction(symbol) for symbol in elements])
+                        energies.append(energy)
+            shares = np.array(fractions).reshape(-1, len(elements))
+            complete = bool((shares == 1).any(axis=0).all())
+            self._phases[system] = _Phases(shares, np.array(energies, dtype=float)) if complete else None
+        return self._phases[system]
 
     def above(self, composition: Composition, energy_per_atom: float) -> float | None:
         """Energy above the hull (eV/atom), negative below it; None where the hull lacks an element.
 
         Call :meth:`prepare` for its chemical system first.
         """
-        system = frozenset(element.symbol for element in composition.elements)
-        diagram = self._diagram(system)
-        if diagram is None:
+        symbols = sorted(element.symbol for element in composition.elements)
+        phases = self._system_phases(frozenset(symbols))
+        if phases is None:
             return None
-        return float(energy_per_atom - diagram.get_hull_energy_per_atom(composition))
+        return energy_per_atom - phases.lowest(np.array([composition.get_atomic_fraction(s) for s in symbols]))
 
 
 def _single_point(task: tuple[str, str]) -> float:

@@ -126,10 +126,15 @@ def evaluate_stability(
         for (item, _), composition in zip(relaxed, compositions, strict=True)
     ]
     verdicts = _most_stable_first(after, above, train, options)
+    moved = pool.run(
+        _WIDE.rms_of_pair,
+        [(sample.reduced, found.reduced) for sample, found in zip(samples, after, strict=True)],
+        label="comparing with relaxed",
+        **options,
+    )
     rows = []
     for number, (text, sample) in enumerate(zip(texts, samples, strict=True)):
         item, outcome = relaxed[number]
-        first, last = sample.reduced, after[number].reduced
         rows.append(
             {
                 **sample.row(text),
@@ -139,7 +144,7 @@ def evaluate_stability(
                 "steps": item["steps"] if item else None,
                 "energy_per_atom": item["energy_per_atom"] if item else None,
                 "e_above_hull": above[number],
-                "relaxation_rms": _WIDE.rms(first, last) if first is not None and last is not None else None,
+                "relaxation_rms": moved[number].value,
                 "relaxed_cif": item["cif"] if item else None,
                 "outcome": verdicts.outcomes[number] if outcome == "ok" else outcome,
             }
