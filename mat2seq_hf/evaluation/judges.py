@@ -28,6 +28,11 @@ from .store import Store
 __all__ = ["Judge", "TrainedJudge", "load_judge", "train_judge"]
 
 _FOLDS = 5
+_LARGE = 1000  # labels beyond which there are many trees
+
+#: Of all models. Above 10,000 labels scikit-learn would stop early, by itself: the judge would then be another model
+#: than those of the folds, whose error is stated, and a rare class could not be split.
+_BOOSTING: dict[str, Any] = {"learning_rate": 0.06, "random_state": 0, "early_stopping": False}
 
 
 class Judge(Protocol):
@@ -45,18 +50,18 @@ class _TwoSteps:
     Mean absolute error on MP-20 val, five folds: 0.33 eV, against 0.35 of a single regression.
     """
 
-    def __init__(self, features: NDArray[np.float64], labels: NDArray[np.float64]) -> None:
+    def __init__(self, features: NDArray[np.float64], labels: NDArray[np.float64], large: bool) -> None:
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-        few, many = (200, 300) if len(labels) > 1000 else (30, 30)
+        few, many = (200, 300) if large else (30, 30)
         positive = labels > 0
         self._classifier: Any = None
         if positive.any() and not positive.all():
-            self._classifier = HistGradientBoostingClassifier(max_iter=few, learning_rate=0.06, random_state=0)
+            self._classifier = HistGradientBoostingClassifier(max_iter=few, **_BOOSTING)
             self._classifier.fit(features, positive)
         self._regressor: Any = None
         if positive.any():
-            self._regressor = HistGradientBoostingRegressor(max_iter=many, learning_rate=0.06, random_state=0)
+            self._regressor = HistGradientBoostingRegressor(max_iter=many, **_BOOSTING)
             self._regressor.fit(features[positive], labels[positive])
 
     def predict(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -69,14 +74,13 @@ class _TwoSteps:
         return found
 
 
-def _learned(features: NDArray[np.float64], labels: NDArray[np.float64], signed: bool) -> Any:
-    """A model that predicts labels: in two steps where none is below 0, else in one."""
+def _learned(features: NDArray[np.float64], labels: NDArray[np.float64], signed: bool, large: bool) -> Any:
+    """A model that predicts labels: in two steps where none is below 0, else in one; with more trees if ``large``."""
     if not signed:
-        return _TwoSteps(features, labels)
+        return _TwoSteps(features, labels, large)
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    steps = 300 if len(labels) > 1000 else 30
-    return HistGradientBoostingRegressor(max_iter=steps, learning_rate=0.06, random_state=0).fit(features, labels)
+    return HistGradientBoostingRegressor(max_iter=300 if large else 30, **_BOOSTING).fit(features, labels)
 
 
 class TrainedJudge:
@@ -171,11 +175,11 @@ def train_judge(
     if len(set(formulas)) < _FOLDS:
         known = "one formula" if len(set(formulas)) == 1 else f"{len(set(formulas))} formulas"
         raise Mat2SeqError(f"the labelled crystals that can be read have {known}; {_FOLDS} folds need as many")
-    signed = bool((labels < 0).any())
+    signed, large = bool((labels < 0).any()), len(labels) > _LARGE
     predicted = np.zeros(len(labels))
     baseline = np.zeros(len(labels))
     for train, test in GroupKFold(_FOLDS).split(features, labels, formulas):
-        predicted[test] = _learned(features[train], labels[train], signed).predict(features[test])
+        predicted[test] = _learned(features[train], labels[train], signed, large).predict(features[test])
         baseline[test] = _composition_mean([formulas[i] for i in train], labels[train], [formulas[i] for i in test])
     truly, said = inside(labels), inside(predicted)
     errors = {
@@ -185,7 +189,7 @@ def train_judge(
         "judge_recall": share(said[truly].tolist()),
     }
     name = f"gradient-boosted trees on {len(labels):,} labels {column}, five folds grouped by formula"
-    return TrainedJudge(_learned(features, labels, signed), errors, name, options)
+    return TrainedJudge(_learned(features, labels, signed, large), errors, name, options)
 
 
 def _cached_features(kept: Sequence[Reference], cache: Path | None, options: dict[str, Any]) -> NDArray[np.float64]:
