@@ -23,7 +23,8 @@ from mat2seq_hf.cli import main
 from mat2seq_hf.corpora.prepare import prepare
 from mat2seq_hf.errors import Mat2SeqError, SchemeMismatchError
 from mat2seq_hf.evaluation import pool
-from mat2seq_hf.evaluation.crystals import examine, examine_all
+from mat2seq_hf.evaluation.conditional import ConditionalSettings, evaluate_conditional
+from mat2seq_hf.evaluation.crystals import composition_prompt, examine, examine_all
 from mat2seq_hf.evaluation.csp import CspSettings, any_of, evaluate_csp
 from mat2seq_hf.evaluation.denovo import DenovoSettings, evaluate_denovo
 from mat2seq_hf.evaluation.equivalents import random_equivalent
@@ -599,6 +600,48 @@ def test_literature_counts_over_runs(tmp_path: Path, salts: dict[str, str]) -> N
     (tmp_path / "formulas.txt").write_text("Eu2FeGe2OS6\nnonsense\n")
     with pytest.raises(Mat2SeqError, match="'nonsense'"):
         read_compounds(tmp_path / "formulas.txt")
+
+
+def test_samples_of_a_compound_tell_less_than_as_many_compounds(salts: dict[str, str]) -> None:
+    compounds = [Compound("NaCl"), Compound("BaTiO3")]
+    runs = [[sample("NaCl", i, salts["rock"]) for i in range(20)] + [sample("BaTiO3", i, None) for i in range(20)]]
+    report, _ = evaluate_literature(runs, compounds, LiteratureSettings(progress=False))
+    alone = share([True, False])
+    for name in ("readable", "valid_structure", "formula_right", "valid_and_right"):
+        figure = report["figures"][name]
+        assert (figure["value"], figure["n"]) == (0.5, 40)
+        assert figure["high"] - figure["low"] > 0.9 * (alone["high"] - alone["low"])  # type: ignore[operator]
+
+
+def length(cifs: list[str]) -> list[float]:
+    """A judge for tests."""
+    return [float(len(cif)) for cif in cifs]
+
+
+def test_without_smact_every_report_says_so(salts: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mat2seq_hf.evaluation.validity.find_spec", lambda _: None)
+    texts = [sample("NaCl", 0, salts["rock"])]
+    judge = f"{__name__}:length"
+    reports = [
+        evaluate_csp(texts, [Reference("NaCl", salts["rock"])], QUIET)[0],
+        evaluate_denovo(texts, None, None, DenovoSettings(progress=False))[0],
+        evaluate_literature([texts], [Compound("NaCl")], LiteratureSettings(progress=False))[0],
+        evaluate_conditional(texts, None, None, ConditionalSettings(below=99.0, judge=judge, progress=False))[0],
+    ]
+    for report in reports:
+        assert any("smact is not installed" in note for note in report["notes"])
+
+
+def test_a_prompt_for_a_composition_holds_it_exactly() -> None:
+    for counts, expected in (
+        ({"O": 1}, ("O1", 1)),
+        ({"Li": 3, "O": 3}, ("Li1O1", 3)),
+        ({"Ba": 2, "Ti": 2, "O": 6}, ("Ba1Ti1O3", 2)),
+    ):
+        symbols = [symbol for symbol, n in counts.items() for _ in range(n)]
+        places = [[0.13 * i, 0.17 * i, 0.21 * i * i] for i in range(len(symbols))]
+        found = composition_prompt(Structure(Lattice.cubic(9.0), symbols, places))
+        assert (found["formula"], found["formula_units"]) == expected
 
 
 def test_the_command_writes_reports_that_can_be_compared(

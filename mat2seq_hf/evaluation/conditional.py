@@ -20,7 +20,7 @@ from .novelty import uniqueness_and_novelty
 from .ranges import check_ranges
 from .schema import Figure, digest, share
 from .sources import Reference, SampleText
-from .validity import smact_installed
+from .validity import WITHOUT_SMACT, smact_installed
 
 __all__ = ["ConditionalSettings", "evaluate_conditional"]
 
@@ -120,6 +120,7 @@ def evaluate_conditional(
         "Samples without a valid structure are not judged and are no success.",
         f"To {len(valid) - judged:,} samples the judge gives no number: they are no success, either.",
         *verdicts.notes,
+        *([] if smact_installed() else [WITHOUT_SMACT]),
     ]
     report = {
         "settings": asdict(settings),

@@ -17,7 +17,7 @@ from .ranges import check_ranges
 from .reduced_cell import ReducedCrystal
 from .schema import Figure, clustered_mean, clustered_share, digest, mean, share
 from .sources import Reference, SampleText, assign_prompts
-from .validity import smact_installed
+from .validity import WITHOUT_SMACT, smact_installed
 
 __all__ = ["CspSettings", "any_of", "evaluate_csp"]
 
@@ -301,12 +301,13 @@ def _notes(truths: Mapping[str, Examined], k: int) -> list[str]:
         "Intervals are 95 %; those over samples take into account that samples of one prompt resemble each other.",
     ]
     if not smact_installed():
-        notes.append("smact is not installed: compositions were not judged and there are no figures with the filter.")
+        notes.append(f"{WITHOUT_SMACT} There are no figures with the filter.")
     else:
         judged = share(chain.from_iterable([truth.valid] for truth in truths.values()))["value"]
         notes.append(
             f"With the filter, invalid samples are misses; {100 * (judged or 0):.1f} % of the references are valid."
         )
     if k > 1:
+        notes.append(f"k is {k}.")
         notes.append("METRe and polymorphs use all samples of all prompts of a formula.")
     return notes

@@ -16,7 +16,7 @@ from .novelty import uniqueness_and_novelty
 from .ranges import check_ranges
 from .schema import Figure, digest, plain, share
 from .sources import Reference, SampleText
-from .validity import smact_installed
+from .validity import WITHOUT_SMACT, smact_installed
 
 __all__ = ["DenovoSettings", "evaluate_denovo"]
 
@@ -77,7 +77,7 @@ def evaluate_denovo(
         [text.cif for text in texts], symprec=settings.symprec, canonical=True, label="reading samples", **options
     )
     verdicts = uniqueness_and_novelty(samples, train, **options)
-    notes = verdicts.notes
+    notes = [*verdicts.notes, *([] if smact_installed() else [WITHOUT_SMACT])]
     rows = [
         {
             **sample.row(text),

@@ -17,7 +17,7 @@ from .crystals import read_structure
 from .equivalents import KINDS, random_equivalent
 from .plugins import load_function
 from .ranges import check_ranges
-from .schema import Figure, share
+from .schema import Figure, digest, share
 from .sources import Reference
 
 if TYPE_CHECKING:
@@ -174,6 +174,7 @@ def evaluate_descriptions(
     report = {
         "settings": asdict(settings),
         "scheme": scheme_fingerprint(),
+        "ids": {"crystals": digest(reference.id for reference in chosen)},
         "counts": {
             "crystals": len(chosen),
             "errors": sum(row["outcome"].startswith("error") for row in rows),

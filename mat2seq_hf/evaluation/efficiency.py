@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..generation.loading import load_pipeline
 from .crystals import Examined, composition_prompt, examine, kinds_of_reasons, read_structure
 from .ranges import check_ranges
-from .schema import Figure, mean, plain, share
+from .schema import Figure, digest, mean, plain, share
 from .sources import Reference, SampleText
 
 __all__ = ["EfficiencySettings", "evaluate_efficiency"]
@@ -86,6 +86,7 @@ def evaluate_efficiency(
     device = torch.cuda.get_device_name() if pipe.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     report = {
         "settings": asdict(settings),
+        "ids": {"prompts": digest(reference.id for reference in references)},
         "counts": {"prompts": len(prompts), "samples": len(rows), "valid": sum(bool(row["valid"]) for row in rows)},
         "figures": figures,
         "reasons": kinds_of_reasons(rows),

@@ -7,7 +7,6 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from .crystals import Examined, counts_of, examine, examine_all, kinds_of_reason
 from .formulas import reduced_formula
 from .matching import Matcher
 from .ranges import check_ranges
-from .schema import Figure, clustered_mean, plain, share
+from .schema import Figure, clustered_share, digest, plain, share
 from .sources import SampleText
+from .validity import WITHOUT_SMACT, smact_installed
 
 __all__ = ["Compound", "LiteratureSettings", "evaluate_literature", "read_compounds"]
 
@@ -156,6 +156,7 @@ def evaluate_literature(
         figures["matched"] = share(formula in matched for formula in with_truth)
     report = {
         "settings": asdict(settings),
+        "ids": {"compounds": digest(by_formula)},
         "counts": {
             "compounds": len(compounds),
             "runs": len(runs),
@@ -168,6 +169,8 @@ def evaluate_literature(
         "tables": {"compounds": _by_compound(rows, compounds)},
         "notes": [
             "Valid and right: the asked formula, charge-neutral (smact) and no two atoms within 0.5 angstrom.",
+            *([] if smact_installed() else [WITHOUT_SMACT]),
+            "Intervals are 95 %; they take into account that samples of one compound resemble each other.",
             "In each run every compound has as many samples as the compound with most; missing ones are wrong.",
             "The mean over runs and its standard deviation (n - 1) are of the shares of each run.",
         ],
@@ -192,28 +195,35 @@ def _counts_as_valid(row: dict[str, Any]) -> bool:
 
 def _figures(rows: Sequence[dict[str, Any]], formulas: Sequence[str], n_runs: int) -> tuple[dict[str, Figure], int]:
     """Figures, and how many samples are missing."""
-    shares, missing = [], 0
-    groups: dict[str, list[float]] = {formula: [] for formula in formulas}
+    shares = []
+    groups: dict[str, list[bool]] = {formula: [] for formula in formulas}
+    absent: dict[str, int] = dict.fromkeys(formulas, 0)
     for number in range(n_runs):
-        own: dict[str, list[float]] = {formula: [] for formula in formulas}
+        own: dict[str, list[bool]] = {formula: [] for formula in formulas}
         for row in rows:
             if row["run"] == number:
-                own[row["prompt_id"]].append(float(_counts_as_valid(row)))
+                own[row["prompt_id"]].append(_counts_as_valid(row))
         asked = max(map(len, own.values()))
         shares.append(sum(map(sum, own.values())) / (asked * len(formulas)))
         for formula, valid in own.items():
-            groups[formula] += [*valid, *[0.0] * (asked - len(valid))]
-            missing += asked - len(valid)
+            groups[formula] += [*valid, *[False] * (asked - len(valid))]
+            absent[formula] += asked - len(valid)
+
+    def by_formula(name: str) -> dict[str, list[bool]]:
+        return {formula: [bool(row[name]) for row in rows if row["prompt_id"] == formula] for formula in formulas}
+
     deviation = statistics.stdev(shares) if n_runs > 1 else None
     figures: dict[str, Figure] = {
-        "readable": share(row["readable"] for row in rows),
-        "formula_right": share(chain((row["formula_right"] for row in rows), repeat(False, missing))),
-        "valid_structure": share(row["valid_structure"] for row in rows),
-        "valid_and_right": clustered_mean(list(groups.values())),
+        "readable": clustered_share(list(by_formula("readable").values())),
+        "formula_right": clustered_share(
+            [[*right, *[False] * absent[formula]] for formula, right in by_formula("formula_right").items()]
+        ),
+        "valid_structure": clustered_share(list(by_formula("valid_structure").values())),
+        "valid_and_right": clustered_share(list(groups.values())),
         "valid_mean": plain(statistics.fmean(shares), n_runs),
         "valid_deviation": plain(deviation, n_runs),
     }
-    return figures, missing
+    return figures, sum(absent.values())
 
 
 def _by_compound(rows: Sequence[dict[str, Any]], compounds: Sequence[Compound]) -> list[dict[str, Any]]:

@@ -7,7 +7,10 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-__all__ = ["charge_neutral", "smact_installed"]
+__all__ = ["WITHOUT_SMACT", "charge_neutral", "smact_installed"]
+
+#: For reports.
+WITHOUT_SMACT = "smact is not installed: compositions were not judged, and what is called valid may be charged."
 
 
 def smact_installed() -> bool:
