@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from math import gcd
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -130,8 +131,9 @@ def _checked(structure: Structure) -> Structure:
 def composition_prompt(structure: Structure) -> dict[str, Any]:
     """The fields of a prompt for the composition of a crystal's primitive cell (at 1e-4 angstrom), and nothing else."""
     composition = structure.get_primitive_structure(tolerance=1e-4).composition
-    reduced, units = composition.get_reduced_composition_and_factor()
-    return {"formula": reduced.formula.replace(" ", ""), "formula_units": int(units)}
+    # not pymatgen's reduced formula, which is O2 for a cell of one O, and Li2O2 for one of LiO
+    units = gcd(*map(round, composition.values()))
+    return {"formula": (composition / units).formula.replace(" ", ""), "formula_units": units}
 
 
 def _read_cif(cif: str) -> Structure:
