@@ -236,7 +236,7 @@ def test_the_hull_takes_crystals_that_state_no_formula(tmp_path: Path) -> None:
     gold = json.dumps(metal("Au", 4.06).as_dict())
     silver = cif_of(metal("Ag", 4.09)).replace("Ag1", "Au1")  # what a formula says is not what the crystal is
     pd.DataFrame({"structure": [without, gold, silver, "broken", ""]}).to_parquet(tmp_path / "c.parquet")
-    systems, unreadable = read_corpus_by_system(tmp_path / "c.parquet")
+    systems, unreadable, _ = read_corpus_by_system(tmp_path / "c.parquet")
     assert set(systems) >= {frozenset({"Cu"}), frozenset({"Au"})}
     assert unreadable == 2
     report, rows = evaluate_stability(texts_of([metal("Cu", 3.7)]), tmp_path / "c.parquet", None, tmp_path, EMT)

@@ -125,7 +125,7 @@ def evaluate_conditional(
     report = {
         "settings": asdict(settings),
         "scheme": scheme_fingerprint(),
-        "ids": {"labels": digest(reference.id for reference in labelled)} if labelled else {},
+        "ids": verdicts.ids | ({"labels": digest(reference.id for reference in labelled)} if labelled else {}),
         "counts": counts_of(texts, samples) | {"without_judgement": len(valid) - judged} | verdicts.counts,
         "figures": _figures(rows) | errors,
         "reasons": kinds_of_reasons(rows),

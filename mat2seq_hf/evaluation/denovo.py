@@ -109,7 +109,7 @@ def evaluate_denovo(
     report = {
         "settings": asdict(settings),
         "scheme": scheme_fingerprint(),
-        "ids": {"references": digest(reference.id for reference in references)} if references else {},
+        "ids": verdicts.ids | ({"references": digest(reference.id for reference in references)} if references else {}),
         "counts": counts_of(texts, samples) | reference_counts | verdicts.counts,
         "figures": figures,
         "reasons": kinds_of_reasons(rows),

@@ -17,6 +17,7 @@ from . import pool
 from .crystals import read_structure
 from .formulas import formula_of
 from .potential import CHGNET, potential_name, single_point, single_points
+from .schema import digest
 from .store import Store
 
 if TYPE_CHECKING:
@@ -40,15 +41,19 @@ def _elements(text: str) -> frozenset[str] | None:
         return None
 
 
-def read_corpus_by_system(path: str | Path) -> tuple[dict[frozenset[str], list[str]], int]:
-    """Texts of the crystals of a corpus by their elements, and how many of its crystals cannot be read.
+def read_corpus_by_system(path: str | Path) -> tuple[dict[frozenset[str], list[str]], int, str]:
+    """Texts of the crystals of a corpus by their elements, how many of its crystals cannot be read, and a fingerprint.
+
+    The fingerprint is that of their ids, see :func:`.schema.digest`.
 
     Raises:
         Mat2SeqError: the corpus cannot be read, or none of its crystals can.
     """
     systems: dict[frozenset[str], list[str]] = {}
     unreadable = 0
+    ids = []
     for row in read_rows([path]):
+        ids.append(row.id)
         elements = None if row.problem else _elements(row.text)
         if elements is None:
             unreadable += 1
@@ -56,7 +61,7 @@ def read_corpus_by_system(path: str | Path) -> tuple[dict[frozenset[str], list[s
             systems.setdefault(elements, []).append(row.text)
     if not systems:
         raise Mat2SeqError(f"none of the {unreadable} crystals in {path} can be read, which the hull needs")
-    return systems, unreadable
+    return systems, unreadable, digest(ids)
 
 
 @dataclass(frozen=True)

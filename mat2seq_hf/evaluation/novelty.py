@@ -29,6 +29,7 @@ from .crystals import Examined, read_structure
 from .formulas import formula_of_cif, reduced_formula
 from .matching import Matcher
 from .reduced_cell import ReducedCrystal, reduce_crystal
+from .schema import digest
 
 __all__ = [
     "NOVELTY_MATCHER",
@@ -55,6 +56,7 @@ class Corpus:
         unreadable: those of them that could not be read, and with which nothing was compared.
         texts: canonical sequences; empty for a corpus that was not prepared.
         crystals: matchable crystals of the formulas that were asked for, by their atoms.
+        digest: fingerprint of the ids of all its crystals, see :func:`.schema.digest`.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Corpus:
     unreadable: int
     texts: frozenset[str]
     crystals: Mapping[tuple[int, ...], Sequence[ReducedCrystal]]
+    digest: str = ""
 
 
 class _Wanted:
@@ -82,12 +85,13 @@ def _formula_of_text(text: str) -> str:
     return text.partition(" [")[0]
 
 
-def _sequences(folder: Path) -> Iterator[str]:
-    """Canonical sequences of a prepared corpus."""
+def _sequences(folder: Path) -> Iterator[tuple[str, str]]:
+    """Canonical sequences of a prepared corpus, each after its id."""
     check_whole([folder])
     check_schemes({str(folder): scheme_of(folder), "the canonical form of samples": scheme_fingerprint()})
     for shard in shard_paths(folder):
-        yield from pq.read_table(shard, columns=["text"]).column("text").to_pylist()
+        table = pq.read_table(shard, columns=["id", "text"])
+        yield from zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)
 
 
 def _reduced(text: str, formulas: frozenset[str]) -> ReducedCrystal | None:
@@ -113,21 +117,23 @@ def read_corpus(
     """
     formulas = frozenset(formulas)
     wanted = _Wanted(formulas)
+    ids: list[str] = []
     known: list[str] = []
     asked: list[str] = []
     problems: list[str] = []
-    size = 0
     if is_prepared(path):
-        known = list(_sequences(Path(path)))
+        for name, text in _sequences(Path(path)):
+            ids.append(name)
+            known.append(text)
         asked = [cif_text(CanonicalCrystal.from_text(text)) for text in known if _formula_of_text(text) in wanted]
-        size = len(known)
     else:
         for row in read_rows([path]):
-            size += 1
+            ids.append(row.id)
             if row.problem:
                 problems.append(row.problem)
             elif (formula := formula_of_cif(row.text)) is None or formula in wanted:
                 asked.append(row.text)
+    size = len(ids)
     if not size:
         raise Mat2SeqError(f"no crystals in {path}")
     crystals: dict[tuple[int, ...], list[ReducedCrystal]] = defaultdict(list)
@@ -148,7 +154,7 @@ def read_corpus(
         raise Mat2SeqError(
             f"none of the {size} crystals in {path} can be read, so that everything would look new: {problems[0]}"
         )
-    return Corpus(Path(path).name, size, len(problems), frozenset(known), crystals)
+    return Corpus(Path(path).name, size, len(problems), frozenset(known), crystals, digest(ids))
 
 
 @dataclass(frozen=True)
@@ -272,6 +278,7 @@ class Verdicts:
             ``"comparison: timeout"``.
         counts: for the report.
         notes: for the report.
+        ids: fingerprint of the corpus, for the report.
     """
 
     unique: list[bool]
@@ -279,6 +286,7 @@ class Verdicts:
     outcomes: list[str]
     counts: dict[str, int]
     notes: list[str]
+    ids: dict[str, str]
 
 
 def uniqueness_and_novelty(samples: Sequence[Examined], train: str | Path | None, **options: Any) -> Verdicts:
@@ -292,6 +300,7 @@ def uniqueness_and_novelty(samples: Sequence[Examined], train: str | Path | None
     unique = mark_unique(samples, **options)
     cut_off = list(unique.cut_off)
     counts: dict[str, int] = {}
+    ids = {} if corpus is None else {"train": corpus.digest}
     novel: list[bool | None] = [None] * len(samples)
     if corpus is None:
         notes = ["No training corpus was given: novelty was not judged."]
@@ -317,4 +326,4 @@ def uniqueness_and_novelty(samples: Sequence[Examined], train: str | Path | None
             f"{len(cut_off):,} comparisons of two crystals did not end and count as no match, so that too many samples "
             "may count as unique or novel; --timeout gives them more time."
         )
-    return Verdicts(unique.verdicts, novel, outcomes, counts, notes)
+    return Verdicts(unique.verdicts, novel, outcomes, counts, notes, ids)

@@ -182,7 +182,8 @@ def different_settings(reports: Sequence[Mapping[str, Any]]) -> list[str]:
         if part == "ids":
             parts = [ids for ids in parts if ids]  # reports of earlier versions have none
         for name in dict.fromkeys(name for own in parts for name in own):
-            values = [own.get(name) for own in parts]
+            # a setting that a report lacks is one that its version did not have
+            values = [own.get(name) for own in parts if part != "settings" or name in own]
             expected = name in {"processes", "progress"} or (part, name) == ("inputs", "samples")
             if part == "counts" and name not in _SIZES:
                 continue

@@ -111,7 +111,7 @@ def evaluate_stability(
     settings = settings or StabilitySettings()
     load_calculator(settings.calculator)  # what is missing shows now, not after an hour
     options = pool.options(settings)
-    systems, unreadable = read_corpus_by_system(corpus)
+    systems, unreadable, corpus_ids = read_corpus_by_system(corpus)
     samples = examine_all([text.cif for text in texts], label="reading samples", **options)
     relaxed = _relax_all(samples, texts, Store(Path(cache) / "relaxations.jsonl"), settings)
     after = examine_all(
@@ -167,6 +167,7 @@ def evaluate_stability(
     report = {
         "settings": asdict(settings),
         "scheme": scheme_fingerprint(),
+        "ids": verdicts.ids | {"corpus": corpus_ids},
         "counts": counts_of(texts, samples)
         | _counts(rows)
         | verdicts.counts
