@@ -112,6 +112,20 @@ def test_figures_are_those_of_a_plain_loop(crystals: dict[str, Structure]) -> No
     assert value(report, "crmse_1") == pytest.approx((sum(hits) + 0.5 * (len(texts) - len(hits))) / len(texts))
 
 
+def test_the_order_of_a_comparison_is_that_asked_for() -> None:
+    salt = Structure(Lattice.rhombohedral(4.0, 60), ["Na", "Cl"], [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
+    strained = salt.copy()
+    strained.apply_strain([0.15, -0.1, 0.0])
+    matcher = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
+    assert matcher.get_rms_dist(salt, strained) is None
+    assert matcher.get_rms_dist(strained, salt) is not None
+    given = [sample("a", 0, cif_of(strained))], [Reference("a", cif_of(salt))]
+    for sample_first in (False, True):
+        report, _ = evaluate_csp(*given, replace(QUIET, sample_first=sample_first))
+        assert value(report, "match_1") == float(sample_first)
+        assert report["settings"]["sample_first"] == sample_first
+
+
 def test_missing_and_unreadable_samples_are_misses(references: list[Reference], salts: dict[str, str]) -> None:
     texts = [sample("rock", 0, salts["rock"]), sample("rock", 1, None), sample("cscl", 0, "no crystal at all")]
     report, rows = evaluate_csp(texts, references, QUIET)
@@ -702,6 +716,22 @@ def test_reports_on_other_crystals_are_told_apart(
     assert plot_comparison([reports[0], without], tmp_path / "plot.png")
     assert drawn[0][0] > 1
     assert drawn[1] == (1, "val (2)", [[25.0], [25.0]])
+
+
+def test_reports_with_another_corpus_of_the_same_name_are_told_apart(tmp_path: Path, salts: dict[str, str]) -> None:
+    reports = []
+    for number, names in enumerate((["rock", "cscl"], ["rock"], ["cscl", "rock"])):
+        (tmp_path / str(number)).mkdir()
+        corpus = tmp_path / str(number) / "train.parquet"
+        pd.DataFrame({"id": names, "cif": [salts[name] for name in names]}).to_parquet(corpus)
+        prepare([corpus], tmp_path / str(number) / "prepared", num_proc=1, progress=False)
+        for train in (corpus, corpus.with_name("prepared")):
+            settings = DenovoSettings(progress=False)
+            report, _ = evaluate_denovo([sample("", 0, salts["rock"])], None, train, settings)
+            reports.append({**report, "inputs": {}, "versions": {}})
+    (one, _, other, _, same, same_prepared) = reports
+    assert different_settings([one, same]) == different_settings([one, same_prepared]) == []
+    assert different_settings([one, other]) == [f"ids train: {one['ids']['train']}, {other['ids']['train']}"]
 
 
 def test_reports_of_different_tasks_are_not_compared(tmp_path: Path, capsys: Capture) -> None:

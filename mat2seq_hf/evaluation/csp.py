@@ -33,6 +33,8 @@ class CspSettings:
         samples: k, the samples of each prompt that count, by their numbers; None counts as many as the prompt with most
             has. Missing ones are misses.
         symprec: tolerance of the space groups of both sides, angstrom; None leaves them out.
+        sample_first: whether the matcher is given the sample before the reference crystal, as CDVAE and what followed
+            it do. Some verdicts depend on the order.
         polymorphs: match samples to every reference crystal of their formula, too (METRe).
         processes: how many at once.
         timeout: seconds for one comparison.
@@ -44,6 +46,7 @@ class CspSettings:
     angle_tol: float = 10.0
     samples: int | None = None
     symprec: float | None = 0.1
+    sample_first: bool = False
     polymorphs: bool = True
     processes: int = 1
     timeout: float = 60.0
@@ -65,7 +68,8 @@ def _compare(
             keys.append(None)
             continue
         key = (id(truth), id(sample))
-        wanted[key] = (truth.reduced, sample.reduced)
+        both = (truth.reduced, sample.reduced)
+        wanted[key] = both[::-1] if settings.sample_first else both
         keys.append(key)
     outcomes = pool.run(
         matcher.rms_of_pair,

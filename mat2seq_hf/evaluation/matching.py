@@ -68,6 +68,9 @@ class Matcher:
         stol: tolerance of sites, in units of (volume / atoms)^(1/3).
         angle_tol: tolerance of angles, degree.
 
+    As with StructureMatcher, verdict and distance depend on which crystal is the first: its bases are compared with the
+    reduced cell of the second.
+
     Example:
         >>> matcher = Matcher()
         >>> matcher.rms(reduce_crystal(truth), reduce_crystal(sample))  # doctest: +SKIP
