@@ -30,7 +30,7 @@ from mat2seq_hf.evaluation.descriptors import describe
 from mat2seq_hf.evaluation.efficiency import EfficiencySettings, evaluate_efficiency
 from mat2seq_hf.evaluation.equivalents import random_equivalent
 from mat2seq_hf.evaluation.hull import Hull, read_corpus_by_system
-from mat2seq_hf.evaluation.judges import _cached_features, load_judge, train_judge
+from mat2seq_hf.evaluation.judges import _cached_features, _TwoSteps, load_judge, train_judge
 from mat2seq_hf.evaluation.literature import LiteratureSettings
 from mat2seq_hf.evaluation.potential import load_calculator, single_point
 from mat2seq_hf.evaluation.schema import load_report
@@ -352,27 +352,36 @@ def test_the_default_judge_learns_and_says_how_well() -> None:
         train_judge(references[:50], "band_gap", lambda values: values > 3.0, progress=False)
 
 
-@pytest.mark.parametrize("labels", [990, 1200, 12000])
+@pytest.mark.parametrize("labels", [1200, 12000])
 def test_the_judge_is_as_large_as_the_models_whose_error_is_stated(
-    labels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ensemble = pytest.importorskip("sklearn.ensemble")
     made = []
-    fit = ensemble.HistGradientBoostingRegressor.fit
+    fit = ensemble.HistGradientBoostingClassifier.fit
 
     def noting(self: Any, *given: Any) -> Any:
         made.append(fit(self, *given))
         return made[-1]
 
-    monkeypatch.setattr(ensemble.HistGradientBoostingRegressor, "fit", noting)
+    monkeypatch.setattr(ensemble.HistGradientBoostingClassifier, "fit", noting)
     references = [
-        Reference(str(n), "", json.dumps({"gap": 0.0 if n == 3 else n % 7 + 1.0})) for n in range(labels)
-    ]  # one class has a single member
-    rng = np.random.default_rng(0)
-    monkeypatch.setattr("mat2seq_hf.evaluation.judges._cached_features", lambda *_: rng.normal(size=(labels, 2)))
-    train_judge(references, "gap", lambda values: values > 3.0, progress=False)
-    assert len(made) == 6
-    assert len({model.n_iter_ for model in made}) == 1
+        Reference(str(n), f"_chemical_formula_sum 'Na1 Cl{n + 1}'\n", json.dumps({"gap": float(n % 60 == 0)}))
+        for n in range(labels)
+    ]
+    noise = np.random.default_rng(0).normal(size=(labels, 1))
+    monkeypatch.setattr("mat2seq_hf.evaluation.judges._cached_features", lambda *_: noise)
+    train_judge(references, "gap", lambda values: values > 0.5, progress=False)
+    assert [model.n_iter_ for model in made] == [200] * 6
+
+
+def test_a_label_that_occurs_once_does_not_end_the_judge() -> None:
+    pytest.importorskip("sklearn")
+    features = np.random.default_rng(0).normal(size=(10001, 1))
+    labels = np.zeros(10001)
+    labels[3] = 1.0
+    model = _TwoSteps(features, labels, large=False)
+    assert set(model.predict(features).tolist()) <= {0.0, 1.0}
 
 
 def test_kept_descriptors_survive_what_broke_and_try_again_what_failed(
