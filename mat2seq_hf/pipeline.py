@@ -25,9 +25,10 @@ from .errors import PromptError, SchemeMismatchError
 from .grammar import Grammar
 from .prompts import prompt_for_model
 from .ranking import best_of
+from .reader import context_length
 from .samples import Sample, describe_sample, mark_duplicates
-from .sampling import Drawn, context_length, draw_samples, row_keys
-from .sampling_settings import SamplingSettings, check_sampling, plain_settings, searched_settings
+from .sampling import Drawn, draw_samples, row_keys
+from .sampling_settings import PLAIN, SamplingSettings, check_sampling, plain_settings, searched_settings
 from .vocabulary import BOS, EOS, TOKEN_IDS
 from .wishes import WISHES, Prompt, read_prompt
 
@@ -115,6 +116,8 @@ class CrystalGenerationPipeline(Pipeline):
                 :class:`Prompt` for all prompts; a property such as ``band_gap=1.1`` can be named directly. Without
                 formula_units, n_atoms and max_atoms, cells are no larger than those the model was trained on
                 (``config.mat2seq["max_atoms"]``), where that can be.
+            guidance_scale: above 1, what properties and other prefix fields change in the model's answer counts so many
+                times (twice the time; see :class:`.SamplingSettings`).
             temperature, top_k, ...: anything ``model.generate`` takes. What is not given comes from the model's
                 generation_config, which may have other settings for many samples (``mat2seq``) than for one.
 
@@ -270,6 +273,9 @@ class CrystalGenerationPipeline(Pipeline):
         seed: int | None,
         arguments: dict[str, Any],
     ) -> list[list[Drawn]]:
+        # transformers would compare with a prompt of one token
+        if self._get_set_generation_params(arguments).get("guidance_scale", 1.0) != 1.0:
+            raise PromptError(f"guidance_scale goes with {', '.join(PLAIN)} alone, not with beams and the like")
         ids, mask = tensors["input_ids"], tensors["attention_mask"]
         processor = GrammarLogitsProcessor(prompts, self.grammar)
         own = arguments.pop("logits_processor", None) or ()
@@ -306,7 +312,9 @@ class CrystalGenerationPipeline(Pipeline):
         generate = self._with_settings_for(wanted, generate, candidates=candidates)
         settings = plain_settings(self._get_set_generation_params(self._prepare_generate_kwargs(generate)))
         if settings is None:
-            raise PromptError(f"only plain sampling goes at scale (temperature, top_k, top_p), not {generate}")
+            raise PromptError(
+                f"only plain sampling goes at scale (temperature, top_k, top_p, guidance_scale), not {generate}"
+            )
         return settings
 
     def answer(

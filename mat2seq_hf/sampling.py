@@ -16,23 +16,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers import PreTrainedModel
 
 from .automaton import Rows
 from .constraints import MaskTable
-from .errors import Mat2SeqError, PromptError
+from .errors import PromptError
 from .grammar import Grammar
+from .reader import Reader, context_length
 from .sampling_settings import SamplingSettings
-from .vocabulary import BOS, PAD, TOKEN_IDS
+from .vocabulary import BOS, END_OF_FIELDS, FIELDS, PAD, TOKEN_IDS
 from .wishes import Prompt
 
-__all__ = ["Drawn", "context_length", "draw_samples", "positions_of", "row_keys"]
+__all__ = ["Drawn", "draw_samples", "row_keys"]
 
 Integers = NDArray[np.int64]
 
-_BOS, _PAD = TOKEN_IDS[BOS], TOKEN_IDS[PAD]
-_ROOM = 32  # columns by which the key-value cache grows
+_BOS, _PAD, _END_OF_FIELDS = (TOKEN_IDS[token] for token in (BOS, PAD, END_OF_FIELDS))
+_FIELDS = [TOKEN_IDS[f"{name}="] for name in FIELDS]
 _FEW_ROWS = 8  # up to so many rows a call of the model costs little more for several tokens than for one
 _WIDTH = 16  # most forced tokens in one call then
 
@@ -55,37 +55,6 @@ class Drawn:
     finished: bool
     log_prob: float
     log_prob_raw: float
-
-
-def positions_of(config: PretrainedConfig) -> int:
-    """Positions that a model has.
-
-    Raises:
-        Mat2SeqError: it does not say so.
-    """
-    length = getattr(config, "max_position_embeddings", None)
-    if length is None:
-        raise Mat2SeqError(
-            f"the configuration of the {config.model_type} model has no max_position_embeddings: enter there how many "
-            "tokens it reads"
-        )
-    return int(length)
-
-
-def context_length(config: PretrainedConfig) -> int:
-    """Tokens that a model reads.
-
-    Raises:
-        Mat2SeqError: it does not say so, or attends to fewer (a sliding window): the cache keeps columns of a batch, in
-            which a window would depend on the other rows.
-    """
-    length, window = positions_of(config), getattr(config, "sliding_window", None)
-    if window is not None and window < length:
-        raise Mat2SeqError(
-            f"the model attends to a sliding window of {window} tokens and reads {length}; sampling needs a "
-            "window of all of them: set sliding_window to None, or use a model that was trained without"
-        )
-    return length
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -117,43 +86,6 @@ def _uniform(keys: NDArray[np.uint64], counters: Integers) -> NDArray[np.float64
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-class _RoomyLayer(DynamicLayer):
-    """Keys and values with room to spare: appending a token copies that token, not everything before it."""
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        start = self.get_seq_length()
-        stop = start + key_states.shape[-2]
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.store = [states.new_empty((*states.shape[:2], 0, states.shape[3])) for states in (key_states,) * 2]
-        if stop > self.store[0].shape[2]:
-            for index, old in enumerate(self.store):
-                larger = old.new_empty((*old.shape[:2], stop + _ROOM, old.shape[3]))
-                larger[:, :, :start] = old[:, :, :start]
-                self.store[index] = larger
-        for store, states in zip(self.store, (key_states, value_states), strict=True):
-            store[:, :, start:stop] = states
-        self.keys, self.values = (store[:, :, :stop] for store in self.store)
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep these rows."""
-        stop = self.get_seq_length()
-        self.store = [store.index_select(0, indices) for store in self.store]
-        self.keys, self.values = (store[:, :, :stop] for store in self.store)
-
-
-def _new_cache(model: PreTrainedModel) -> Cache:
-    """A roomy cache; the library's own where a layer does not attend to everything before it."""
-    config = model.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds == {"full_attention"} and getattr(config, "sliding_window", None) is None:
-        return Cache(layer_class_to_replicate=_RoomyLayer)
-    return DynamicCache(config=config)
-
-
 def _choose(
     logits: torch.Tensor, biases: torch.Tensor, settings: SamplingSettings, uniform: NDArray[np.float64]
 ) -> torch.Tensor:
@@ -175,13 +107,53 @@ def _choose(
     return (places if tokens is None else tokens.gather(1, places))[:, 0]
 
 
+class _Unguided:
+    """The rows as they would be without prefix fields, for guidance (Ho and Salimans, arXiv 2207.12598).
+
+    What the fields change in the logits of a token is taken ``guidance_scale`` times. Rows without fields, and tokens
+    of the fields themselves, are drawn as without guidance.
+    """
+
+    def __init__(self, model: PreTrainedModel, ids: Integers) -> None:
+        self.fielded = np.isin(ids[:, 1], _FIELDS)
+        self.reader = Reader(model, len(ids))
+        self.last: Any = None  # logits after what was read of each row
+
+    def step(self, logits: torch.Tensor, ids: Integers, length: Integers, most: int, scale: float) -> torch.Tensor:
+        """Read what the model has read of the rows, but for the fields; it is never behind, having less to read.
+
+        Returns:
+            guided logits, shape (rows, vocabulary).
+        """
+        ends = ids == _END_OF_FIELDS
+        unended = self.fielded & ~ends.any(1)  # their fields are being drawn
+        start = np.where(self.fielded, ends.argmax(1), 0)
+        columns = np.minimum(start[:, None] + np.arange(ids.shape[1]), ids.shape[1] - 1)
+        without = np.take_along_axis(ids, columns, axis=1)
+        without[:, 0] = _BOS
+        known = np.where(unended, 1, length - start)
+        new = known > self.reader.fed
+        if new.any():
+            read = self.reader.read(without, known, most)[:, -1]
+            kept = torch.from_numpy(new).to(read.device)[:, None]
+            self.last = read if self.last is None else torch.where(kept, read, self.last)
+        alone = torch.from_numpy(unended | ~self.fielded).to(logits.device)[:, None]
+        return torch.where(alone, logits, torch.lerp(self.last, logits, scale))
+
+    def keep(self, rows: Integers) -> None:
+        """Keep these rows."""
+        self.fielded = self.fielded[rows]
+        self.reader.keep(rows)
+        self.last = self.last[torch.from_numpy(rows).to(self.last.device)]
+
+
 class _Batch:
     """Rows that are sampled together; those that have ended leave. All arrays have one entry or row for each row."""
 
     def __init__(
         self, model: PreTrainedModel, rows: Rows, keys: NDArray[np.uint64], settings: SamplingSettings
     ) -> None:
-        self.model, self.rows, self.keys, self.settings = model, rows, keys, settings
+        self.rows, self.keys, self.settings = rows, keys, settings
         context = context_length(model.config)
         count = len(rows)
         self.number = np.arange(count)
@@ -189,14 +161,14 @@ class _Batch:
         self.ids = np.full((count, context), _PAD, dtype=np.int64)
         self.ids[:, 0] = _BOS
         self.length = np.ones(count, dtype=np.int64)  # tokens that are known
-        self.fed = np.zeros(count, dtype=np.int64)  # tokens that the model has read
         self._append_forced(np.arange(count))
         self.given = self.length.copy()
         self.limit = np.minimum(self.given + (settings.max_new_tokens or context), context)
         self.log_prob = np.zeros(count)
         self.raw = np.zeros(count)
-        self.cache = _new_cache(model)
-        self.mask = torch.zeros((count, 0), dtype=torch.long, device=model.device)
+        self.reader = Reader(model, count)
+        guides = settings.guidance_scale != 1.0 and np.isin(self.ids[:, 1], _FIELDS).any()
+        self.unguided = _Unguided(model, self.ids) if guides else None
 
     def _append_forced(self, index: Integers) -> None:
         """Append what must follow, as far as there is room."""
@@ -216,54 +188,40 @@ class _Batch:
 
     def step(self) -> None:
         """One call of the model: it reads tokens it has not read, and rows that it has read in full get a new one."""
-        most = _WIDTH if len(self.number) <= _FEW_ROWS or not self.fed.any() else 1
-        first = not self.fed.any()
-        counts = self.length - self.fed
-        width = int(counts.max()) if first else min(int(counts.max()), most)
-        counts = np.minimum(counts, width)
-        logits = self._read(counts, width, keep=1 if first else width)
-        kept = logits.shape[1]
         before = self.fed
-        self.fed = self.fed + counts
+        most = _WIDTH if len(self.number) <= _FEW_ROWS or not before.any() else 1
+        logits = self.reader.read(self.ids, self.length, most)
         # the token that follows each one just read, where it is known and not part of the prompt
-        at = self.fed[:, None] - np.arange(kept)[::-1]
+        at = self.fed[:, None] - np.arange(logits.shape[1])[::-1]
         known = (at < self.length[:, None]) & (at >= self.given[:, None]) & (at > before[:, None])
         if known.any():
             rows, columns = np.nonzero(known)
             self._count_raw(logits, rows, columns, self.ids[rows, at[rows, columns]])
-        ready = np.flatnonzero((self.fed == self.length) & (self.length < self.limit) & ~self.rows.done)
-        if len(ready):
-            self._draw(ready, logits[:, -1])
+        ready = (self.fed == self.length) & (self.length < self.limit) & ~self.rows.done
+        guided = None
+        if self.unguided is not None:
+            guided = self.unguided.step(logits[:, -1], self.ids, self.length, most, self.settings.guidance_scale)
+        if ready.any():
+            self._draw(np.flatnonzero(ready), logits[:, -1], guided)
 
-    def _read(self, counts: Integers, width: int, keep: int) -> torch.Tensor:
-        """Logits after the last ``keep`` of the new tokens, shape (rows, keep, vocabulary), aligned on the right."""
-        offsets = np.arange(width) - (width - counts[:, None])
-        real = offsets >= 0
-        positions = np.where(real, self.fed[:, None] + offsets, 0)
-        tokens = np.where(real, np.take_along_axis(self.ids, positions, axis=1), _PAD)
-        device = self.model.device
-        self.mask = torch.cat([self.mask, torch.from_numpy(real.astype(np.int64)).to(device)], dim=1)
-        output: Any = self.model(
-            input_ids=torch.from_numpy(tokens).to(device),
-            attention_mask=self.mask,
-            position_ids=torch.from_numpy(positions).to(device),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
-        return output.logits.float()  # type: ignore[no-any-return]
+    @property
+    def fed(self) -> Integers:
+        """Tokens that the model has read."""
+        return self.reader.fed
 
     def _count_raw(self, logits: torch.Tensor, rows: Integers, columns: Integers, tokens: Integers) -> None:
         steps = logits[torch.from_numpy(rows), torch.from_numpy(columns)]
         chosen = torch.from_numpy(tokens).to(steps.device)[:, None]
         np.add.at(self.raw, rows, (steps.gather(1, chosen)[:, 0] - steps.logsumexp(-1)).double().cpu().numpy())
 
-    def _draw(self, ready: Integers, logits: torch.Tensor) -> None:
+    def _draw(self, ready: Integers, logits: torch.Tensor, guided: torch.Tensor | None) -> None:
         """A new token for these rows, and what must follow it."""
-        steps = logits if len(ready) == len(logits) else logits[torch.from_numpy(ready).to(logits.device)]
+        index = torch.from_numpy(ready).to(logits.device)
+        steps = logits if len(ready) == len(logits) else logits[index]
         part = self.rows.take(ready)
         biases = MaskTable.of(part.table, steps).biases(part.masks())
-        chosen = _choose(steps, biases, self.settings, _uniform(self.keys[ready], self.length[ready]))
+        uniform = _uniform(self.keys[ready], self.length[ready])
+        chosen = _choose(steps if guided is None else guided[index], biases, self.settings, uniform)
         picked = steps.gather(1, chosen[:, None])[:, 0]
         sums = torch.stack([picked - (steps + biases).logsumexp(-1), picked - steps.logsumexp(-1)])
         tokens, (renormalised, raw) = chosen.cpu().numpy(), sums.double().cpu().numpy()
@@ -283,12 +241,12 @@ class _Batch:
     def leave(self, ended: NDArray[np.bool_]) -> None:
         """Drop rows from the batch."""
         keep = np.flatnonzero(~ended)
-        for name in ("number", "limit", "ids", "length", "fed", "given", "log_prob", "raw", "keys"):
+        for name in ("number", "limit", "ids", "length", "given", "log_prob", "raw", "keys"):
             setattr(self, name, getattr(self, name)[keep])
         self.rows = self.rows.take(keep)
-        index = torch.from_numpy(keep).to(self.mask.device)
-        self.mask = self.mask.index_select(0, index)
-        self.cache.batch_select_indices(index)
+        self.reader.keep(keep)
+        if self.unguided is not None:
+            self.unguided.keep(keep)
 
     def result(self, row: int) -> Drawn:
         """The sample of a row that has ended."""

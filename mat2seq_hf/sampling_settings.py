@@ -12,7 +12,7 @@ from typing import Any, SupportsIndex
 
 from .errors import PromptError
 
-__all__ = ["MAX_SEED", "SamplingSettings", "check_sampling", "plain_settings", "searched_settings"]
+__all__ = ["MAX_SEED", "PLAIN", "SamplingSettings", "check_sampling", "plain_settings", "searched_settings"]
 
 #: Times the prime by which the pipeline multiplies it, it still fits the 64 bits of torch.
 MAX_SEED = 2**43
@@ -23,7 +23,8 @@ _IRRELEVANT = {  # to how plain sampling goes
     "generation_config",  # its values are among the parameters
 }
 _SEARCHED = ("temperature", "top_k", "top_p")  # what a generation_config can have for a number of samples
-_PLAIN = {"temperature": float, "top_k": int, "top_p": float, "max_new_tokens": int}
+#: Settings of plain sampling and their types.
+PLAIN = {"temperature": float, "top_k": int, "top_p": float, "max_new_tokens": int, "guidance_scale": float}
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,16 @@ class SamplingSettings:
         top_k: only so many of the likeliest legal tokens; 0 for all.
         top_p: only the likeliest legal tokens that together have this probability.
         max_new_tokens: most tokens after the prompt, the end included; None for what the model can read.
+        guidance_scale: what prefix fields change in the logits is taken so many times, before all else
+            (classifier-free guidance; Ho and Salimans, arXiv 2207.12598). 1 is none. For models that were trained with
+            and without fields; prompts without fields are drawn as ever.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     max_new_tokens: int | None = None
+    guidance_scale: float = 1.0
 
 
 def plain_settings(parameters: Mapping[str, Any]) -> SamplingSettings | None:
@@ -53,10 +58,10 @@ def plain_settings(parameters: Mapping[str, Any]) -> SamplingSettings | None:
         PromptError: one of them is out of range, see :func:`check_sampling`.
     """
     others = {name for name, value in parameters.items() if value is not None and value is not False} - _IRRELEVANT
-    if not parameters.get("do_sample") or others - {*_PLAIN, "do_sample"}:
+    if not parameters.get("do_sample") or others - {*PLAIN, "do_sample"}:
         return None
-    check_sampling({name: parameters.get(name) for name in _PLAIN})  # a generation_config is checked nowhere else
-    given: dict[str, Any] = {name: _PLAIN[name](parameters[name]) for name in others - {"do_sample"}}
+    check_sampling({name: parameters.get(name) for name in PLAIN})  # a generation_config is checked nowhere else
+    given: dict[str, Any] = {name: PLAIN[name](parameters[name]) for name in others - {"do_sample"}}
     return SamplingSettings(**given)
 
 
@@ -80,8 +85,8 @@ def check_sampling(settings: Mapping[str, Any]) -> None:
     """Refuse settings that sampling would trip over only after the model has begun.
 
     Raises:
-        PromptError: seed, num_return_sequences, num_candidates, temperature, top_k, top_p or max_new_tokens is out of
-            range.
+        PromptError: seed, num_return_sequences, num_candidates, temperature, top_k, top_p, max_new_tokens or
+            guidance_scale is out of range.
     """
     for name, low, high in (
         ("seed", -MAX_SEED, MAX_SEED),
@@ -94,8 +99,12 @@ def check_sampling(settings: Mapping[str, Any]) -> None:
         if value is not None and not (isinstance(value, SupportsIndex) and low <= index(value) <= high):
             limits = f"of at least {low}" if high == sys.maxsize else f"from {low} to {high}"
             raise PromptError(f"{name} must be a whole number {limits}, not {value!r}")
-    for name, least, most in (("temperature", 1e-3, 1e3), ("top_p", 1e-6, 1.0)):
+    likeliest = "top_k=1 always takes the likeliest"
+    for name, least, most, hint in (
+        ("temperature", 1e-3, 1e3, likeliest),
+        ("top_p", 1e-6, 1.0, likeliest),
+        ("guidance_scale", 0.0, 100.0, "1 is no guidance"),
+    ):
         value = settings.get(name)
         if value is not None and not (isinstance(value, Real) and least <= float(value) <= most):
-            hint = "top_k=1 always takes the likeliest"
             raise PromptError(f"{name} must be a number from {least:g} to {most:g}, not {value!r}; {hint}")

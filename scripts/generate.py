@@ -52,7 +52,7 @@ def main() -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    names = ("temperature", "top_k", "top_p")
+    names = ("temperature", "top_k", "top_p", "guidance_scale")
     settings = tuple((name, getattr(options, name)) for name in names if getattr(options, name) is not None)
     state = PartialState(cpu=not torch.cuda.is_available())  # without it, processes on a CPU do not see each other
     try:

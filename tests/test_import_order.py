@@ -20,7 +20,7 @@ CORE = (
     *("forms", "fixed_point", "canonical", "cif", "coordinates"),
     *("feasibility", "wishes"),
     *("prompts", "choices", "state_kinds", "states", "grammar", "automaton"),
-    *("sampling_settings", "tokenizer", "constraints", "sampling"),
+    *("sampling_settings", "tokenizer", "constraints", "reader", "sampling"),
     *("presets", "samples", "ranking", "pipeline"),
 )
 #: Modules and folders that only the installed package needs, from the bottom up.

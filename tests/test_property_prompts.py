@@ -109,6 +109,19 @@ def test_with_a_loss_on_fields_a_range_is_filled_as_the_training_data_are(tmp_pa
     assert min(sum(gap < 3 for gap in gaps), sum(gap > 3 for gap in gaps)) >= 5
 
 
+def test_guidance_makes_a_property_count_for_more(pipe: Any) -> None:
+    ask = {"num_return_sequences": 60, "seed": 0, "temperature": 3.0, "top_k": 0, "band_gap": 5.2}
+    counts = [
+        sum(sample["space_group"] == "Fm-3m" for sample in pipe("NaCl", **ask, guidance_scale=scale))
+        for scale in (0.0, 1.0, 4.0)
+    ]
+    assert counts[0] + 5 < counts[1] < counts[2] - 5
+    with pytest.raises(PromptError, match=r"guidance_scale goes with temperature, .* alone"):
+        pipe("NaCl", band_gap=5.2, guidance_scale=2.0, num_beams=2)
+    with pytest.raises(PromptError, match="guidance_scale must be a number from 0 to 100"):
+        pipe("NaCl", band_gap=5.2, guidance_scale=-1)
+
+
 def test_without_a_property_both_kinds_are_drawn(pipe: Any) -> None:
     samples = pipe("NaCl", num_return_sequences=30, seed=0, temperature=1.0, top_k=0, max_atoms=4)
     groups = [sample["space_group"] for sample in samples]
@@ -129,6 +142,8 @@ def test_a_property_that_the_model_was_not_trained_with_is_refused(pipe: Any, tm
             model.generate(**{**ask, **given})
     with pytest.raises(PromptError, match="empty list"):
         model.generate(**{**ask, "formula": []})
+    with pytest.raises(PromptError, match=r"guidance_scale=2\.0 is for the pipeline"):
+        model.generate(**ask, properties={"band_gap": 5.0}, guidance_scale=2.0)
     ids = model.generate(**ask, properties={"band_gap": (4.5, 6.0)}, max_atoms=4)[0].tolist()
     assert TOKEN_IDS["[Fm-3m]"] in ids or TOKEN_IDS["[Pm-3m]"] in ids
     assert TOKEN_IDS["band_gap="] in ids

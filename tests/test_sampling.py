@@ -15,10 +15,11 @@ from mat2seq_hf.constraints import sequence_log_probs
 from mat2seq_hf.errors import Mat2SeqError, PromptError
 from mat2seq_hf.grammar import Grammar
 from mat2seq_hf.presets import gpt2_config, llama_config
-from mat2seq_hf.sampling import context_length, draw_samples, row_keys
+from mat2seq_hf.reader import context_length
+from mat2seq_hf.sampling import draw_samples, row_keys
 from mat2seq_hf.sampling_settings import SamplingSettings
 from mat2seq_hf.tokenizer import text_of_tokens
-from mat2seq_hf.vocabulary import TOKENS
+from mat2seq_hf.vocabulary import END_OF_FIELDS, EOS, TOKEN_IDS, TOKENS
 from mat2seq_hf.wishes import Prompt
 
 PROMPTS = [
@@ -87,6 +88,49 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_model_under_the_grammar(
         error = np.sqrt(shares.numpy() * 1500) + 1e-9
         assert np.all(counts[shares.numpy() == 0] == 0)
         assert np.all(np.abs(counts - shares.numpy() * 1500) < 5 * error)
+
+
+def guided_by_hand(model: Any, prompt: Prompt, scale: float) -> list[int]:
+    """The likeliest guided token at each step, by two passes over all that stands there."""
+    grammar = Grammar()
+    state = grammar.initial(prompt)
+    ids = [1]
+    while ids[-1] != TOKEN_IDS[EOS]:
+        end = ids.index(TOKEN_IDS[END_OF_FIELDS]) if TOKEN_IDS[END_OF_FIELDS] in ids else None
+        with torch.no_grad():
+            with_fields = model(input_ids=torch.tensor([ids])).logits[0, -1]
+            without = model(input_ids=torch.tensor([[1, *ids[end + 1 :]]])).logits[0, -1] if end else with_fields
+        legal = torch.tensor(grammar.allowed(state))
+        guided = without + scale * (with_fields - without)
+        token = int(legal[guided[legal].argmax()])
+        state = grammar.advance(state, token)
+        ids.append(token)
+    return ids
+
+
+@pytest.mark.parametrize("rows", [1, 2])  # few rows, and more than read several tokens at once
+@pytest.mark.parametrize("scale", [3.0, 0.0])
+def test_guidance_takes_what_fields_change_so_many_times(rows: int, scale: float) -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(llama_config("tiny", hidden_size=32, num_attention_heads=2, num_hidden_layers=1)).eval()
+    model.lm_head.weight.data.mul_(100)  # far from ties
+    prompts = [
+        *(Prompt("NaCl", properties={"band_gap": 5.0}), Prompt("BaTiO3", max_atoms=10)),
+        Prompt("Li2O", max_atoms=6, properties={"band_gap": (1.0, 3.0)}),
+        Prompt(max_atoms=3, properties={"band_gap": 0.5}),
+        Prompt(max_atoms=4, properties={"band_gap": None, "formation_energy_per_atom": (-2.0, 0.0)}),
+    ] * rows
+    settings = SamplingSettings(temperature=1e-3, guidance_scale=scale)
+    drawn = draw_samples(model, prompts, row_keys(0, range(len(prompts)), [0] * len(prompts)), settings)
+    expected = [guided_by_hand(model, prompt, scale) for prompt in prompts]
+    assert [sample.ids for sample in drawn] == expected
+    plain = draw_samples(model, prompts[:5], KEYS[:5], SamplingSettings(temperature=1e-3))
+    same = [first.ids == second.ids for first, second in zip(plain, drawn[:5], strict=True)]
+    assert same[1]  # nothing to guide by
+    assert not all(same)
+    scores = sequence_log_probs(model, [s.ids for s in drawn[:5]], prompts[:5], [s.given for s in drawn[:5]])
+    for sample, score in zip(drawn, scores, strict=False):
+        assert sample.log_prob == pytest.approx(score.log_prob, abs=0.05)  # the model's own, without guidance
 
 
 def test_a_sample_that_finds_no_room_is_cut_off_and_says_so(model: Any) -> None:

@@ -27,7 +27,7 @@ EXAMPLES = """examples:
   mat2seq generate TiO2 --space-group P4_2/mnm --formula-units 2
   mat2seq generate --elements Li Fe P O --max-atoms 28 -n 8
   mat2seq generate BaTiO3 -n 4 --candidates 20       the 4 best of 20
-  mat2seq generate --property band_gap=1.0:2.0 --model my-model
+  mat2seq generate --property band_gap=1.0:2.0 --guidance-scale 2 --model my-model
   mat2seq generate --formulas formulas.txt -n 20 -o out/   at scale, goes on after a kill
   mat2seq generate                          any crystal
 """
@@ -55,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--all", action="store_true", help="write crystals that are not valid, too")
     add("--temperature", type=float, help="sampling temperature (default: the model's)")
     add("--top-k", type=int, help="draw from the k likeliest tokens (default: the model's)")
+    add(
+        "--guidance-scale",
+        type=float,
+        metavar="G",
+        help="take what properties change in the model's answer G times, such as 2 (default: once)",
+    )
     add("--seed", type=int, help="makes the run repeat")
     add("--space-group", help="number or symbol, such as 225 or Fm-3m")
     add("--crystal-system", help="such as cubic")
@@ -96,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace, *more: str) -> dict[str, Any]:
-    names = ("temperature", "top_k", *more)
+    names = ("temperature", "top_k", "guidance_scale", *more)
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 

@@ -76,6 +76,9 @@ def generate(*inputs: Any, model: Any, formula: Any = None, code: str | None = N
             f"{tokens[0]} would be overlooked beside a formula or wish: ask by name alone, as formula='BaTiO3', or "
             "give tokens alone to go on from them without the grammar"
         )
+    guidance = arguments.get("guidance_scale", getattr(model.generation_config, "guidance_scale", None))
+    if guidance not in (None, 1):  # transformers would compare with a prompt of one token
+        raise fitting.PromptError(f"guidance_scale={guidance!r} is for the pipeline; here it has to be 1")
     one = formula is None or isinstance(formula, (str, Mapping, reading.Prompt))
     record = getattr(model.config, "mat2seq", None) or {}
     prompts = [reading.read_prompt(asked, wishes) for asked in ([formula] if one else formula)]

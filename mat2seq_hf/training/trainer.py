@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerState, set_seed
 
 from ..errors import Mat2SeqError
-from ..sampling import positions_of
+from ..reader import positions_of
 from ..sampling_settings import SamplingSettings
 from ..tokenizer import build_tokenizer, without_code
 from .checkpoints import (
