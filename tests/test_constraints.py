@@ -149,7 +149,7 @@ def test_log_probabilities_are_those_of_sampling_step_by_step(model: Any) -> Non
 
 
 def test_the_processor_and_the_grammar_take_a_prompt_in_every_form(model: Any) -> None:
-    forms = [Prompt("NaCl", n_atoms=2), {"formula": "NaCl", "n_atoms": 2}]
+    forms: list[Any] = [Prompt("NaCl", n_atoms=2), {"formula": "NaCl", "n_atoms": 2}]
     assert GrammarLogitsProcessor(forms[1]).prompts == GrammarLogitsProcessor(forms).prompts[1:] == forms[:1]
     assert GrammarLogitsProcessor("NaCl").prompts == [Prompt("NaCl")]
     assert GrammarLogitsProcessor(None).prompts == [Prompt()]

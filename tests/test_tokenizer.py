@@ -210,7 +210,7 @@ def test_an_end_token_that_is_asked_for_does_not_cost_the_begin_token(folder: Pa
     assert closed.encode(texts["NaCl"]) == [BOS, *ids, EOS]
     closed.save_pretrained(folder / "closed")
     assert AutoTokenizer.from_pretrained(folder / "closed").encode(texts["NaCl"]) == [BOS, *ids, EOS]
-    bare = AutoTokenizer.from_pretrained(folder, add_bos_token=False)
+    bare: Any = AutoTokenizer.from_pretrained(folder, add_bos_token=False)
     assert bare.encode(texts["NaCl"]) == ids
     bare.add_eos_token = True
     assert bare.encode(texts["NaCl"]) == [*ids, EOS]
