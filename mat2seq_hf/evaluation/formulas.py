@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 from ..errors import Mat2SeqError
 from .crystals import read_structure
@@ -18,7 +19,9 @@ def reduced_formula(formula: str) -> str | None:
     from pymatgen.core import Composition
 
     try:
-        return str(Composition(formula.replace(" ", "")).reduced_formula)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # noble gases have no electronegativity, by which elements are put in order
+            return str(Composition(formula.replace(" ", "")).reduced_formula)
     except ValueError:
         return None
 
