@@ -7,7 +7,7 @@ r"""Turn a checkpoint of a training run into a model folder with tokenizer, gene
 
 Of a run that was killed the best checkpoint is taken. ``--plain`` leaves out the copied code: a folder inside the
 package does without. A card is written where the run has its ``run_record.json`` and evaluations are given, folders
-that ``mat2seq evaluate csp`` wrote.
+that ``mat2seq evaluate`` wrote: of ``csp`` side by side, of other tasks one after the other.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shard-mb", type=int, help="largest file of weights, in MB (default: one file)")
     parser.add_argument("--plain", action="store_true", help="without copied code")
     parser.add_argument(
-        "--report", type=Path, nargs="+", help="folders of `mat2seq evaluate csp`; with them a card is written"
+        "--report", type=Path, nargs="+", help="folders of `mat2seq evaluate`; with them a card is written"
     )
     parser.add_argument("--sampling", nargs="+", default=[], help="the command that drew the samples of each report")
     parser.add_argument("--record", type=Path, help="run record (default: RUN/run_record.json)")

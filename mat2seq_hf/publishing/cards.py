@@ -75,7 +75,11 @@ _BITS = "Validation, {crystals:,} crystals: {bits:.1f} +- {error:.1f} bits per s
 _METHOD = """\
 The prompt is the composition of the primitive cell and nothing else; missing samples are misses, none is filtered, and
 one is picked out of several only where its command says `--candidates`. Match: StructureMatcher ltol {ltol:g}, stol
-{stol:g}, angle_tol {angle_tol:g}. Intervals are 95 %. Commands:
+{stol:g}, angle_tol {angle_tol:g}. Intervals are 95 %.
+"""
+
+_COMMANDS = """\
+Commands:
 
 ```bash
 {commands}
@@ -132,20 +136,36 @@ def _results(runs: Sequence[dict[str, Any]], reports: Sequence[dict[str, Any]]) 
     results, validation = runs[-1]["results"], runs[-1]["data"]["validation"]
     bits, error = results["bits_per_structure"], results["bits_per_structure_standard_error"]
     unigram = results["unigram_bits_per_structure"]
-    parts = [
-        "## Results\n",
-        _BITS.format(crystals=validation["crystals"], bits=bits, error=error, unigram=unigram),
-        f"| | {' | '.join(report['name'] for report in reports)} |",
-        "|---" * (len(reports) + 1) + "|",
-    ]
-    for name in _FIGURES:
-        cells = [_cell(report, name) for report in reports]
-        if any(cells):
-            parts.append(f"| {LABELS[name]} | {' | '.join(cells)} |")
+    predicted = [report for report in reports if report.get("task", "csp") == "csp"]
     commands = [run["command"] for run in runs if run.get("command")]
     for report in reports:
         commands += [command for command in (report.get("sampling"), report["command"]) if command]
-    return "\n".join([*parts, "", _METHOD.format(commands="\n".join(commands), **reports[0]["settings"])])
+    return "\n".join(
+        [
+            "## Results\n",
+            _BITS.format(crystals=validation["crystals"], bits=bits, error=error, unigram=unigram),
+            *(_prediction(predicted) if predicted else []),
+            *(_figures(report) for report in reports if report not in predicted),
+            _COMMANDS.format(commands="\n".join(commands)),
+        ]
+    )
+
+
+def _prediction(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """Structure prediction, the reports side by side."""
+    lines = [f"| | {' | '.join(report['name'] for report in reports)} |", "|---" * (len(reports) + 1) + "|"]
+    for name in _FIGURES:
+        cells = [_cell(report, name) for report in reports]
+        if any(cells):
+            lines.append(f"| {LABELS[name]} | {' | '.join(cells)} |")
+    return [*lines, "", _METHOD.format(**reports[0]["settings"])]
+
+
+def _figures(report: dict[str, Any]) -> str:
+    """All figures of a report of another task, and what it says of them."""
+    lines = [f"| {report['name']} | |", "|---|---|"]
+    lines += [f"| {LABELS.get(name, name)} | {format_figure(name, f)} |" for name, f in report["figures"].items()]
+    return "\n".join([*lines, "", " ".join(report["notes"]), ""])
 
 
 def _limits(model: dict[str, Any]) -> str:
@@ -160,8 +180,8 @@ def _limits(model: dict[str, Any]) -> str:
 
 
 def public_report(report: dict[str, Any]) -> dict[str, Any]:
-    """What a card needs of the ``report.json`` of ``mat2seq evaluate csp``."""
-    return {key: report[key] for key in ("name", "command", "settings", "figures")}
+    """What a card needs of the ``report.json`` of ``mat2seq evaluate``."""
+    return {key: report[key] for key in ("task", "name", "command", "settings", "figures", "notes")}
 
 
 def public_record(record: dict[str, Any]) -> dict[str, Any]:
