@@ -34,6 +34,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--temperature", type=float, help="sampling temperature (default: the model's)")
     add("--top-k", type=int, help="draw from the k likeliest tokens; 0 for all (default: the model's)")
     add("--top-p", type=float, help="draw from the likeliest tokens that together have this probability")
+    add(
+        "--guidance-scale",
+        type=float,
+        help="take what properties change in the model's answer so many times, such as 2",
+    )
     add("--seed", type=int, default=0, help="with it a run repeats (default: 0)")
     add("--rows", type=int, default=128, help="sequences drawn together (default: 128)")
     add("--cifs", action="store_true", help="write CIFs of the valid samples, too")
