@@ -13,12 +13,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from mat2seq_hf.errors import Mat2SeqError
 from mat2seq_hf.generation import SAMPLES, Asked, Job, merge, prompt_json, read_prompts, run_job, summary, write_cifs
+from mat2seq_hf.generation.loading import weights_fingerprint
 from mat2seq_hf.pipeline import CrystalGenerationPipeline
-from mat2seq_hf.presets import gpt2_config
+from mat2seq_hf.presets import gpt2_config, llama_config
 from mat2seq_hf.prompts import make_plan
 from mat2seq_hf.tokenizer import build_tokenizer
 from mat2seq_hf.wishes import Prompt, read_prompt
@@ -239,6 +240,24 @@ def test_a_file_that_holds_no_prompts_is_refused(tmp_path: Path, name: str, cont
         (tmp_path / name).write_bytes(content)
     with pytest.raises(Mat2SeqError, match=said):
         read_prompts(tmp_path / name)
+
+
+def test_the_fingerprint_of_weights_is_that_of_all_bits_and_of_nothing_else() -> None:
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(llama_config("tiny", num_hidden_layers=1)).bfloat16()
+    threads = torch.get_num_threads()
+    found = set()
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found |= {weights_fingerprint(model.float()), weights_fingerprint(model.bfloat16())}
+    torch.set_num_threads(threads)
+    assert len(found) == 1
+    weight = model.model.norm.weight.data
+    weight[0] += 1
+    once = weights_fingerprint(model)
+    weight[:2] = weight[:2].flip(0)
+    assert len({*found, once, weights_fingerprint(model)}) == 3
+    assert weights_fingerprint(model, values=False) not in found
 
 
 def test_prompts_from_standard_input_are_utf_8_whatever_the_system_has(monkeypatch: pytest.MonkeyPatch) -> None:
