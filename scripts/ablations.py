@@ -286,14 +286,15 @@ def _mean(values: list[float], digits: int) -> str:
 
 
 def table(output: Path) -> str:
-    """Means over seeds as markdown; seconds are of processor time.
+    """Means over seeds as markdown.
 
-    The error of the match is that of a share of so many formulas, which are the same for all.
+    Processor times are in the rows alone: arms that ran on a busier machine cannot be compared by them. The error of
+    the match is that of a share of so many formulas, which are the same for all.
     """
     rows = read_rows(output)
     lines = [
-        "| arm | million parameters | million tokens | seeds | bits per structure | match, % | RMSE | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| arm | million parameters | million tokens | seeds | bits per structure | match, % | RMSE |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in ARMS:
         for width, tokens in sorted({(row["width"], row["tokens"]) for row in rows if row["arm"] == name}):
@@ -308,7 +309,6 @@ def table(output: Path) -> str:
                 _mean([r["bits_per_structure"] for r in found], 1),
                 f"{100 * match:.1f} ± {100 * error:.1f}",
                 _mean([r["rmse"] for r in found], 3),
-                f"{statistics.fmean(r['processor_seconds_of_this_process'] for r in found):.0f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
