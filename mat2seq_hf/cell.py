@@ -132,9 +132,9 @@ def _from_arrays(crystal: tuple[Any, ...]) -> Cell:
 def _from_text(text: str) -> Cell:
     text = without_half_pairs(text.removeprefix("\ufeff"))  # a byte order mark
     kind = "CIF" if is_cif(text) else "POSCAR"
-    if kind == "POSCAR" and text.strip() and "\n" not in text.strip():
+    if kind == "POSCAR" and (line := text.strip()) and line.isprintable():
         raise CrystalError(
-            f"one line is neither CIF nor POSCAR text: {text.strip()[:60]!r}. If it is a path, give the text of that "
+            f"one line is neither CIF nor POSCAR text: {line[:60]!r}. If it is a path, give the text of that "
             "file; a canonical text is read by CanonicalCrystal.from_text"
         )
     if kind == "CIF" and (plain := read_plain_cif(text)) is not None:
