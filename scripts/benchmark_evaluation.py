@@ -48,7 +48,7 @@ def plain_loop(texts: list[Any], references: dict[str, str]) -> list[float | Non
     found: list[float | None] = []
     for text in tqdm(texts, desc="plain loop", file=sys.stderr, mininterval=5):
         try:
-            result = matcher.get_rms_dist(truths[text.prompt_id], Structure.from_str(text.cif or "", fmt="cif"))
+            result = matcher.get_rms_dist(Structure.from_str(text.cif or "", fmt="cif"), truths[text.prompt_id])
         except ValueError:  # no crystal
             result = None
         found.append(None if result is None else float(result[0]))

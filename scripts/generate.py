@@ -2,6 +2,7 @@
 
     accelerate launch scripts/generate.py --prompts formulas.txt --samples 20 --output samples/
     accelerate launch --num_processes 4 scripts/generate.py --prompts prepared/val --samples 1 --output samples/val
+    accelerate launch scripts/generate.py --prompts prepared/val --ids 1000.txt --output samples/1000
     torchrun --nproc_per_node 2 scripts/generate.py --prompts prompts.jsonl --model my-model --output samples/
 
 Prompts are formulas, one a line (.txt), objects of prompt fields (.jsonl), tables (.csv, .parquet) with columns such as
@@ -23,6 +24,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--prompts", type=Path, required=True, help="file or folder of prompts")
+    add("--ids", type=Path, help="take only the prompts whose ids stand in this file, one a line, in its order")
     add("--output", type=Path, required=True, help="folder for the samples; resumed if it holds some of this job")
     add("--model", help="model folder or repository (default: the model in the package)")
     add("--samples", type=int, default=1, help="samples kept for each prompt (default: 1)")
@@ -73,7 +75,7 @@ def run(options: argparse.Namespace, job: Any, state: Any) -> int:
 
     from mat2seq_hf.generation import load_pipeline, merge, read_prompts, run_job, summary, write_cifs
 
-    asked = read_prompts(options.prompts)
+    asked = read_prompts(options.prompts, options.ids)
     pipe = load_pipeline(options.model, device=state.device)
     name = options.model or "the model in the package"
     share = run_job(

@@ -86,7 +86,7 @@ def matches(folder: Path, asked: list[Any], truths: dict[str, Any]) -> list[dict
         rms = None
         if row["finished"]:
             drawn = reduce_crystal(CanonicalCrystal.from_text(row["text"]).to_structure())
-            rms = matcher.rms(targets[row["prompt_id"]], drawn)
+            rms = matcher.rms(drawn, targets[row["prompt_id"]])
         kept = {name: row[name] for name in ("text", "log_prob", "finished", "valid")}
         rows.append({"id": row["prompt_id"], "match": rms is not None, **kept})
     remembered.write_text(json.dumps(rows), encoding="utf-8")

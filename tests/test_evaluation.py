@@ -99,7 +99,7 @@ def test_figures_are_those_of_a_plain_loop(crystals: dict[str, Structure]) -> No
             texts.append(sample(name, index, cif_of(moved)))
     matcher = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
     truths = {item.id: Structure.from_str(item.cif, fmt="cif") for item in references}
-    plain = [matcher.get_rms_dist(truths[t.prompt_id], Structure.from_str(t.cif or "", fmt="cif")) for t in texts]
+    plain = [matcher.get_rms_dist(Structure.from_str(t.cif or "", fmt="cif"), truths[t.prompt_id]) for t in texts]
     report, rows = evaluate_csp(texts, references, QUIET)
     by_place = {(row["prompt_id"], row["sample_index"]): row["rms"] for row in rows}
     for text, expected in zip(texts, plain, strict=True):
@@ -120,10 +120,11 @@ def test_the_order_of_a_comparison_is_that_asked_for() -> None:
     assert matcher.get_rms_dist(salt, strained) is None
     assert matcher.get_rms_dist(strained, salt) is not None
     given = [sample("a", 0, cif_of(strained))], [Reference("a", cif_of(salt))]
-    for sample_first in (False, True):
-        report, _ = evaluate_csp(*given, replace(QUIET, sample_first=sample_first))
-        assert value(report, "match_1") == float(sample_first)
-        assert report["settings"]["sample_first"] == sample_first
+    assert value(evaluate_csp(*given, QUIET)[0], "match_1") == 1.0
+    for reference_first in (False, True):
+        report, _ = evaluate_csp(*given, replace(QUIET, reference_first=reference_first))
+        assert value(report, "match_1") == float(not reference_first)
+        assert report["settings"]["reference_first"] == reference_first
 
 
 def test_missing_and_unreadable_samples_are_misses(references: list[Reference], salts: dict[str, str]) -> None:

@@ -167,6 +167,18 @@ def test_prompts_are_read_from_every_kind_of_file(tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "prepared") == [Asked("m", {"formula": "Ba1Ti1O3", "formula_units": 2})]
 
 
+def test_a_file_of_ids_chooses_prompts_in_its_order(tmp_path: Path) -> None:
+    prompts, ids = tmp_path / "p.csv", tmp_path / "ids.txt"
+    prompts.write_text("material_id,formula\nm1,NaCl\nm2,KCl\nm3,LiF\n")
+    ids.write_text("m3\nm1\n")
+    assert read_prompts(prompts, ids) == [Asked("m3", {"formula": "LiF"}), Asked("m1", {"formula": "NaCl"})]
+    ids.write_text("m3\nm4\n")
+    with pytest.raises(Mat2SeqError, match=r"1 ids of .*ids.txt are not in .*p.csv, such as 'm4'"):
+        read_prompts(prompts, ids)
+    with pytest.raises(Mat2SeqError, match=r"absent\.txt does not exist"):
+        read_prompts(prompts, tmp_path / "absent.txt")
+
+
 def test_a_table_asks_for_what_its_columns_say(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text(

@@ -133,7 +133,8 @@ def _declare_csp(parser: argparse.ArgumentParser) -> None:
     add("--stol", type=float, default=0.5, help="StructureMatcher, sites (default: 0.5)")
     add("--angle-tol", type=float, default=10.0, help="StructureMatcher, angles in degree (default: 10)")
     add("--symprec", type=float, default=0.1, help="tolerance of space groups in angstrom (default: 0.1)")
-    add("--sample-first", action="store_true", help="compare sample with reference, as CDVAE does, not the reverse")
+    add("--reference-first", action="store_true",
+        help="the matcher is given the reference before the sample, the reverse of CDVAE")  # fmt: skip
     add("--no-polymorphs", action="store_true", help="leave METRe out: it compares all crystals of a formula")
 
 
@@ -147,7 +148,7 @@ def _csp(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]
         angle_tol=args.angle_tol,
         samples=args.samples_per_prompt,
         symprec=args.symprec,
-        sample_first=args.sample_first,
+        reference_first=args.reference_first,
         polymorphs=not args.no_polymorphs,
         **_common(args),
     )

@@ -7,12 +7,25 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import PurePosixPath
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 from ..cif_reading import without_half_pairs
+from ..errors import Mat2SeqError
 
-__all__ = ["ID_COLUMNS", "InputRow", "chunks", "is_property", "plain_name", "problem_row", "scalars", "stem_of"]
+__all__ = [
+    "ID_COLUMNS",
+    "InputRow",
+    "chosen",
+    "chunks",
+    "is_property",
+    "plain_name",
+    "problem_row",
+    "scalars",
+    "stem_of",
+]
+
+_Item = TypeVar("_Item")
 
 #: Columns that name a row, the first of them that is there.
 ID_COLUMNS = ("material_id", "id", "_id")
@@ -86,3 +99,28 @@ def scalars(row: Mapping[str, Any]) -> str:
         and is_property(name)
     }
     return json.dumps(kept)
+
+
+def chosen(items: Mapping[str, _Item], ids: str | Path, source: str | Path) -> list[_Item]:
+    """Those of a corpus that a file names, in the order of the file.
+
+    Args:
+        items: by id.
+        ids: text file with one id a line.
+        source: where the items come from, for messages.
+
+    Raises:
+        Mat2SeqError: the file is no text, names nothing, or names what is not there.
+    """
+    try:
+        lines = Path(ids).read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise Mat2SeqError(f"{ids} does not exist") from error
+    except UnicodeDecodeError as error:
+        raise Mat2SeqError(f"{ids} is not a text file (UTF-8)") from error
+    wanted = list(dict.fromkeys(name for line in lines if (name := line.strip())))
+    if missing := [name for name in wanted if name not in items]:
+        raise Mat2SeqError(f"{len(missing)} ids of {ids} are not in {source}, such as {missing[0]!r}")
+    if not wanted:
+        raise Mat2SeqError(f"{ids} names no ids")
+    return [items[name] for name in wanted]

@@ -33,8 +33,8 @@ class CspSettings:
         samples: k, the samples of each prompt that count, by their numbers; None counts as many as the prompt with most
             has. Missing ones are misses.
         symprec: tolerance of the space groups of both sides, angstrom; None leaves them out.
-        sample_first: whether the matcher is given the sample before the reference crystal, as CDVAE and what followed
-            it do. Some verdicts depend on the order.
+        reference_first: whether the matcher is given the reference crystal before the sample. Some verdicts depend on
+            the order; CDVAE and what followed it give the sample first.
         polymorphs: match samples to every reference crystal of their formula, too (METRe).
         processes: how many at once.
         timeout: seconds for one comparison.
@@ -46,7 +46,7 @@ class CspSettings:
     angle_tol: float = 10.0
     samples: int | None = None
     symprec: float | None = 0.1
-    sample_first: bool = False
+    reference_first: bool = False
     polymorphs: bool = True
     processes: int = 1
     timeout: float = 60.0
@@ -68,8 +68,8 @@ def _compare(
             keys.append(None)
             continue
         key = (id(truth), id(sample))
-        both = (truth.reduced, sample.reduced)
-        wanted[key] = both[::-1] if settings.sample_first else both
+        both = (sample.reduced, truth.reduced)
+        wanted[key] = both[::-1] if settings.reference_first else both
         keys.append(key)
     outcomes = pool.run(
         matcher.rms_of_pair,

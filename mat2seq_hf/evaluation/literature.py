@@ -132,7 +132,7 @@ def evaluate_literature(
         placed += own
     samples = examine_all([text.cif for _, _, text in placed], label="reading samples", **options)
     tasks = [
-        ((by_formula[formula].truth or Examined()).reduced, sample.reduced)
+        (sample.reduced, (by_formula[formula].truth or Examined()).reduced)
         for (_, formula, _), sample in zip(placed, samples, strict=True)
     ]
     matcher = Matcher(settings.ltol, settings.stol, settings.angle_tol)

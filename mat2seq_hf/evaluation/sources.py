@@ -15,7 +15,7 @@ from ..cif_reading import without_half_pairs
 from ..corpora.archives import archive_files, folder_files, is_archive, open_file, warn_left_out
 from ..corpora.csv_reading import csv_records
 from ..corpora.formats import crystal_text
-from ..corpora.rows import plain_name, stem_of
+from ..corpora.rows import chosen, plain_name, stem_of
 from ..corpora.sources import read_rows, said
 from ..errors import Mat2SeqError
 
@@ -283,15 +283,4 @@ def read_references(path: str | Path, ids: str | Path | None = None) -> list[Ref
     if len(by_id) < len(rows):
         twice = next(row.id for row in rows if by_id[row.id] is not row)
         raise Mat2SeqError(f"{path} has the id {twice!r} more than once")
-    if ids is None:
-        return rows
-    try:
-        lines = Path(ids).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise Mat2SeqError(f"{ids} is not a text file (UTF-8)") from error
-    wanted = list(dict.fromkeys(name for line in lines if (name := line.strip())))
-    if missing := [name for name in wanted if name not in by_id]:
-        raise Mat2SeqError(f"{len(missing)} ids of {ids} are not in {path}, such as {missing[0]!r}")
-    if not wanted:
-        raise Mat2SeqError(f"{ids} names no ids")
-    return [by_id[name] for name in wanted]
+    return rows if ids is None else chosen(by_id, ids, path)

@@ -13,7 +13,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-from ..corpora.rows import is_property
+from ..corpora.rows import chosen, is_property
 from ..corpora.schema import needed_shards
 from ..errors import Mat2SeqError
 from ..prompts import parse_formula, reduced
@@ -33,7 +33,7 @@ class Asked:
     prompt: str | dict[str, Any]
 
 
-def read_prompts(path: str | Path) -> list[Asked]:
+def read_prompts(path: str | Path, ids: str | Path | None = None) -> list[Asked]:
     """Prompts of a file.
 
     Args:
@@ -48,9 +48,11 @@ def read_prompts(path: str | Path) -> list[Asked]:
               structure prediction.
 
             A field or column ``prompt_id``, ``material_id`` or ``id`` names the prompt, else its number does.
+        ids: text file with one name a line: only these prompts are taken, in its order.
 
     Raises:
-        Mat2SeqError: the file cannot be read, holds nothing, has other columns, or names a prompt twice.
+        Mat2SeqError: the file cannot be read, holds nothing, has other columns, names a prompt twice, or lacks one that
+            ``ids`` names.
     """
     path = Path(path)
     if not path.exists() and str(path) != "-":
@@ -65,12 +67,12 @@ def read_prompts(path: str | Path) -> list[Asked]:
         asked.append(Asked(name, _wishes(row)))
     if not asked:
         raise Mat2SeqError(f"{path} holds no prompts")
-    names: set[str] = set()
+    by_name: dict[str, Asked] = {}
     for one in asked:
-        if one.prompt_id in names:
+        if one.prompt_id in by_name:
             raise Mat2SeqError(f"{path}: the prompt id {one.prompt_id!r} occurs twice")
-        names.add(one.prompt_id)
-    return asked
+        by_name[one.prompt_id] = one
+    return asked if ids is None else chosen(by_name, ids, path)
 
 
 def _wishes(row: Mapping[str, Any]) -> dict[str, Any]:

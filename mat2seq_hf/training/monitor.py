@@ -113,4 +113,4 @@ def _given(crystal: CanonicalCrystal, fields: Mapping[str, NDArray[np.int16]]) -
 
 
 def _matches(matcher: object, truth: Structure, sample: Structure | None) -> bool:
-    return sample is not None and matcher.get_rms_dist(truth, sample) is not None  # type: ignore[attr-defined]
+    return sample is not None and matcher.get_rms_dist(sample, truth) is not None  # type: ignore[attr-defined]
