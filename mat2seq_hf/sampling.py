@@ -114,9 +114,9 @@ class _Unguided:
     of the fields themselves, are drawn as without guidance.
     """
 
-    def __init__(self, model: PreTrainedModel, ids: Integers) -> None:
-        self.fielded = np.isin(ids[:, 1], _FIELDS)
-        self.reader = Reader(model, len(ids))
+    def __init__(self, model: PreTrainedModel, fielded: NDArray[np.bool_]) -> None:
+        self.fielded = fielded  # rows that have fields
+        self.reader = Reader(model, len(fielded))
         self.last: Any = None  # logits after what was read of each row
 
     def step(self, logits: torch.Tensor, ids: Integers, length: Integers, most: int, scale: float) -> torch.Tensor:
@@ -167,8 +167,9 @@ class _Batch:
         self.log_prob = np.zeros(count)
         self.raw = np.zeros(count)
         self.reader = Reader(model, count)
-        guides = settings.guidance_scale != 1.0 and np.isin(self.ids[:, 1], _FIELDS).any()
-        self.unguided = _Unguided(model, self.ids) if guides else None
+        fielded = np.isin(self.ids[:, 1], _FIELDS)
+        guides = settings.guidance_scale != 1.0 and fielded.any()
+        self.unguided = _Unguided(model, fielded) if guides else None
 
     def _append_forced(self, index: Integers) -> None:
         """Append what must follow, as far as there is room."""
@@ -216,12 +217,12 @@ class _Batch:
 
     def _draw(self, ready: Integers, logits: torch.Tensor, guided: torch.Tensor | None) -> None:
         """A new token for these rows, and what must follow it."""
-        index = torch.from_numpy(ready).to(logits.device)
-        steps = logits if len(ready) == len(logits) else logits[index]
+        places = torch.from_numpy(ready).to(logits.device)
+        steps = logits if len(ready) == len(logits) else logits[places]
         part = self.rows.take(ready)
         biases = MaskTable.of(part.table, steps).biases(part.masks())
         uniform = _uniform(self.keys[ready], self.length[ready])
-        chosen = _choose(steps if guided is None else guided[index], biases, self.settings, uniform)
+        chosen = _choose(steps if guided is None else guided[places], biases, self.settings, uniform)
         picked = steps.gather(1, chosen[:, None])[:, 0]
         sums = torch.stack([picked - (steps + biases).logsumexp(-1), picked - steps.logsumexp(-1)])
         tokens, (renormalised, raw) = chosen.cpu().numpy(), sums.double().cpu().numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from math import gcd
@@ -313,15 +313,22 @@ def examine_references(cifs: Sequence[str], **options: Any) -> list[Examined]:
     return examined
 
 
-def counts_of(texts: Sequence[SampleText], samples: Sequence[Examined]) -> dict[str, int]:
-    """How many samples there are and what happened to them."""
+def counts_of(texts: Sequence[SampleText], samples: Sequence[Examined], outcomes: Iterable[str] = ()) -> dict[str, int]:
+    """How many samples there are and what happened to them.
+
+    Args:
+        texts: the samples.
+        samples: what was read of them.
+        outcomes: kinds of :class:`.pool.Outcome` of what was done with them afterwards.
+    """
     reasons = [sample.reason or "" for sample in samples if not sample.readable]
+    happened = [*reasons, *outcomes]
     return {
         "samples": len(texts),
         "unreadable": len(reasons),
-        "timeouts": sum(reason.startswith("timeout") for reason in reasons),
-        "crashes": sum(reason.startswith("crash") for reason in reasons),
-        "errors": sum(reason.startswith("error") for reason in reasons),
+        "timeouts": sum(text.startswith("timeout") for text in happened),
+        "crashes": sum(text.startswith("crash") for text in happened),
+        "errors": sum(text.startswith("error") for text in happened),
     }
 
 

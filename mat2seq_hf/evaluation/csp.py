@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import Mat2SeqError
 from . import pool
-from .crystals import Examined, examine_all, examine_references, kinds_of_reasons
+from .crystals import Examined, counts_of, examine_all, examine_references, kinds_of_reasons
 from .matching import Matcher
 from .ranges import check_ranges
 from .reduced_cell import ReducedCrystal
@@ -137,7 +137,14 @@ def evaluate_csp(
     report = {
         "settings": {**asdict(settings), "samples": k},
         "ids": {"references": digest(truths)},
-        "counts": _counts(rows, groups, k, truths, left_out) | polymorph_counts,
+        "counts": {
+            "references": len(truths),
+            **counts_of(texts, examined, outcomes),
+            "samples_missing": k * len(groups) - len(rows),
+            **left_out,
+            "unreadable_references": sum(truth.reduced is None for truth in truths.values()),
+            **polymorph_counts,
+        },
         "figures": figures,
         "reasons": kinds_of_reasons(rows),
         "tables": tables,
@@ -275,28 +282,6 @@ def _polymorphs(
     counts = {"polymorphs": len(shared), "polymorph_pairs": len(pairs)}
     failed = Counter(outcome.split(":", maxsplit=1)[0] for outcome in outcomes if outcome != "ok")
     return figures, counts | {f"polymorph_{kind}s": count for kind, count in failed.items()}
-
-
-def _counts(
-    rows: Sequence[Mapping[str, Any]],
-    groups: _Groups,
-    k: int,
-    truths: Mapping[str, Examined],
-    left_out: Mapping[str, int],
-) -> dict[str, int]:
-    outcomes = Counter(row["outcome"].split(":", maxsplit=1)[0] for row in rows)
-    reading = [row["reason"] or "" for row in rows if not row["readable"]]
-    return {
-        "references": len(truths),
-        "samples": len(rows),
-        "samples_missing": k * len(groups) - len(rows),
-        **left_out,
-        "unreadable": len(reading),
-        "unreadable_references": sum(truth.reduced is None for truth in truths.values()),
-        "timeouts": outcomes["timeout"] + sum(reason.startswith("timeout") for reason in reading),
-        "crashes": outcomes["crash"] + sum(reason.startswith("crash") for reason in reading),
-        "errors": outcomes["error"],
-    }
 
 
 def _notes(truths: Mapping[str, Examined], k: int) -> list[str]:

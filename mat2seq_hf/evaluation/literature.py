@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -162,7 +161,7 @@ def evaluate_literature(
             "runs": len(runs),
             "samples_missing": missing,
             "samples_of_other_formulas": sum(len(run) for run in runs) - len(rows),
-            **_counts([text for _, _, text in placed], samples, outcomes),
+            **counts_of([text for _, _, text in placed], samples, [outcome.kind for outcome in outcomes]),
         },
         "figures": figures,
         "reasons": kinds_of_reasons(rows),
@@ -176,17 +175,6 @@ def evaluate_literature(
         ],
     }
     return report, rows
-
-
-def _counts(
-    texts: Sequence[SampleText], samples: Sequence[Examined], outcomes: Sequence[pool.Outcome]
-) -> dict[str, int]:
-    """What happened to the samples, while they were read and while they were matched."""
-    counts = counts_of(texts, samples)
-    kinds = Counter(outcome.kind.split(":", maxsplit=1)[0] for outcome in outcomes)
-    for kind, name in (("timeout", "timeouts"), ("crash", "crashes"), ("error", "errors")):
-        counts[name] += kinds[kind]
-    return counts
 
 
 def _counts_as_valid(row: dict[str, Any]) -> bool:
