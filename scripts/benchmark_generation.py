@@ -3,9 +3,9 @@
 Times are processor seconds of this process (one thread unless --threads says otherwise), measured alternately in one
 run, so that other work on the machine disturbs the ratios little.
 
-    python scripts/benchmark_generation.py --prompts prepared/val mask batch length
-    python scripts/benchmark_generation.py --prompts prepared/val --random-weights mask
-    python scripts/benchmark_generation.py --prompts prepared/val peers --crystallm CrystaLLM --authors Mat2Seq
+    python scripts/benchmark_generation.py --prompts prepared/mp_20/val mask batch length
+    python scripts/benchmark_generation.py --prompts prepared/mp_20/val --random-weights mask
+    python scripts/benchmark_generation.py --prompts prepared/mp_20/val peers --crystallm CrystaLLM --authors Mat2Seq
 
 `peers` runs the sampling loops of two checkouts (github.com/lantunes/CrystaLLM and github.com/YKQ98/Mat2Seq) with
 random weights and as many parameters as the model here. Neither ends a sequence by itself then, so each is given
@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     add("parts", nargs="+", choices=["mask", "batch", "length", "peers"], help="what is measured")
     add("--prompts", type=Path, required=True, help="folder of `mat2seq prepare`, or a file of prompts")
     add("--model", help="model folder (default: the model in the package)")
-    add("--random-weights", action="store_true", help="a model of the same size that has learnt nothing")
+    add("--random-weights", action="store_true", help="a tiny GPT-2 that has learnt nothing")
     add("--batch-sizes", type=int, nargs="+", default=[64, 256])
     add("--repeats", type=int, default=5)
     add("--threads", type=int, default=1)

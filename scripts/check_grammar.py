@@ -4,8 +4,8 @@ For each sample: is it finished, does it parse, is the composition of its primit
 the multiplicity that it states (orbits are spelled out with spglib's table of operations), and which space group do
 spglib and moyopy find at a tight tolerance? Killed, the same command goes on.
 
-    python scripts/check_grammar.py --prompts prepared/val --random-weights --count 10000 --output runs/check_random
-    python scripts/check_grammar.py --prompts prepared/val --count 10000 --output runs/check_shipped
+    python scripts/check_grammar.py --prompts prepared/mp_20/val --count 10000 --random-weights --output runs/random
+    python scripts/check_grammar.py --prompts prepared/mp_20/val --count 10000 --output runs/shipped
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--prompts", type=Path, required=True, help="folder of `mat2seq prepare`, or a file of prompts")
     add("--output", type=Path, required=True, help="folder for samples and report; resumed if it holds some of them")
     add("--model", help="model folder (default: the model in the package)")
-    add("--random-weights", action="store_true", help="a model of the same size that has learnt nothing")
+    add("--random-weights", action="store_true", help="a tiny GPT-2 that has learnt nothing")
     add("--count", type=int, default=10_000, help="samples; prompts are taken again when they are used up")
     add("--temperature", type=float, help="default: the model's, 1 for random weights")
     add("--symprec", type=float, default=1e-5, help="tolerance of the space group search, angstrom (default: 1e-5)")

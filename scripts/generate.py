@@ -1,8 +1,8 @@
 """Draw samples for many prompts, on one or several processes or GPUs; killed at any moment, the same command goes on.
 
     accelerate launch scripts/generate.py --prompts formulas.txt --samples 20 --output samples/
-    accelerate launch --num_processes 4 scripts/generate.py --prompts prepared/val --samples 1 --output samples/val
-    accelerate launch scripts/generate.py --prompts prepared/val --ids 1000.txt --output samples/1000
+    accelerate launch --num_processes 4 scripts/generate.py --prompts prepared/mp_20/val --output samples/val
+    accelerate launch scripts/generate.py --prompts prepared/mp_20/val --ids 1000.txt --output samples/1000
     torchrun --nproc_per_node 2 scripts/generate.py --prompts prompts.jsonl --model my-model --output samples/
 
 Prompts are formulas, one a line (.txt), objects of prompt fields (.jsonl), tables (.csv, .parquet) with columns such as

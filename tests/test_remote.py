@@ -92,7 +92,12 @@ def materials_project(crystals: dict[str, Structure]) -> Iterator[tuple[str, lis
     """A server that answers what mp-api asks: the heartbeat, and pages of the summary, to whoever has the key."""
     pytest.importorskip("mp_api", reason="the extra `materials-project` is not installed")
     documents = [
-        {"material_id": f"mp-{number}", "structure": crystal.as_dict(), "band_gap": 0.5 * number}
+        {
+            "material_id": f"mp-{number}",
+            "structure": crystal.as_dict(),
+            "band_gap": 0.5 * number,
+            "energy_above_hull": 0.25 * number,
+        }
         for number, crystal in enumerate(crystals.values(), start=1)
     ]
     queries: list[dict[str, list[str]]] = []
@@ -146,11 +151,14 @@ def test_the_materials_project_is_read_through_its_client(
     materials_project: tuple[str, list[dict[str, list[str]]]], crystals: dict[str, Structure], tmp_path: Path
 ) -> None:
     url, queries = materials_project
-    rows = list(materials_project_rows("k" * 32, endpoint=url, elements=["O"], properties=["band_gap"]))
+    rows = list(
+        materials_project_rows("k" * 32, endpoint=url, elements=["O"], properties=["band_gap", "energy_above_hull"])
+    )
     expected = {canonicalize(crystal).text for crystal in crystals.values() if "O" in crystal.symbol_set}
     dataset = load_rows(rows)
     assert {canonicalize(structure).text for structure in dataset["structure"]} == expected
     assert all(row["band_gap"] == 0.5 * int(row["id"].removeprefix("mp-")) for row in dataset)
+    assert all(row["e_above_hull"] == 0.5 * row["band_gap"] for row in dataset)
     assert queries[0]["elements"] == ["O"]
     report = prepare_rows(iter(rows), tmp_path, num_proc=1, progress=False)
     assert report.encoded == len(expected)

@@ -18,8 +18,8 @@ SUMMARY = "find crystals that are there more than once"
 EXAMPLES = """examples:
   mat2seq dedup cifs/ more.zip table.csv -o deduplicated/    duplicates.csv and unique.csv
   mat2seq dedup cifs/ --near 0.1                             near-duplicates, too: within 0.1 angstrom
-  mat2seq dedup prepared/train                               of crystals that are prepared already
-  mat2seq dedup prepared/train prepared/val prepared/test    what prepared splits have in common
+  mat2seq dedup prepared/mp_20/train                         of crystals that are prepared already
+  mat2seq dedup prepared/mp_20/train prepared/mp_20/test     what prepared splits have in common
 
 Two crystals are the same if their canonical sequences are: cell, origin, orientation, order of atoms and supercell
 make no difference, mirror images do. Each crystal is looked at once, so the time grows with their number.
@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "group and Wyckoff positions, lattice and coordinates within this tolerance",
     )
     parser.add_argument(
-        "--symprec", type=float, help="symmetry tolerance in angstrom (default: 0.01; with --near the same as that)"
+        "--symprec",
+        type=float,
+        help="symmetry tolerance in angstrom (default: 0.01; with --near the same as that, at most 0.2)",
     )
     parser.add_argument("--num-proc", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     parser.add_argument("--show", type=int, default=5, metavar="N", help="groups to print (default: 5)")

@@ -90,7 +90,7 @@ def leakage(folders: Mapping[str, str | Path]) -> list[Overlap]:
         Mat2SeqError: a folder holds no prepared corpus, or one that is not complete.
 
     Example:
-        >>> leakage({"train": "prepared/train", "val": "prepared/val"})  # doctest: +SKIP
+        >>> leakage({"train": "prepared/mp_20/train", "val": "prepared/mp_20/val"})  # doctest: +SKIP
         [Overlap(first='train', second='val', sequences=3, rows_of_first=3, rows_of_second=4)]
     """
     check_whole(folders.values())

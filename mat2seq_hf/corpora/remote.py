@@ -21,6 +21,7 @@ _OPTIMADE_FIELDS = (
     "species_at_sites",
     "dimension_types",
 )
+_FIELDS = {"energy_above_hull": "e_above_hull"}  # names of prefix fields, where they are others
 
 
 def materials_project_rows(
@@ -34,7 +35,8 @@ def materials_project_rows(
 
     Args:
         api_key: of your account; without it the environment variable ``MP_API_KEY``.
-        properties: fields of the summary to carry along.
+        properties: fields of the summary to carry along; ``energy_above_hull`` becomes ``e_above_hull``, the name of
+            the prefix field.
         endpoint: another server.
         criteria: what ``MPRester.materials.summary.search`` takes, such as ``elements=["Li", "O"]`` or
             ``num_sites=(1, 20)``.
@@ -62,7 +64,7 @@ def materials_project_rows(
         ) from error
     for document in documents:
         name = str(document.material_id)
-        values = {key: getattr(document, key, None) for key in properties}
+        values = {_FIELDS.get(key, key): getattr(document, key, None) for key in properties}
         text = json.dumps(document.structure.as_dict())
         yield InputRow(name, text, f"materials project:{name}", scalars(values))
 

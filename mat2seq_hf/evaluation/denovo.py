@@ -28,7 +28,7 @@ class DenovoSettings:
     Attributes:
         symprec: tolerance of space groups, angstrom.
         structure_cutoff, composition_cutoff: coverage, CDVAE's for MP-20; 0.2 and 4 for Perov-5 and Carbon-24.
-        coverage: whether to compute coverage (it takes about a second for each ten atoms).
+        coverage: whether to compute coverage (it takes about 0.3 s a crystal of MP-20).
         processes: how many at once.
         timeout: seconds for one crystal.
         progress: show progress bars.
@@ -39,7 +39,7 @@ class DenovoSettings:
     composition_cutoff: float = 10.0
     coverage: bool = True
     processes: int = 1
-    timeout: float = 120.0
+    timeout: float = 60.0
     progress: bool = True
 
     def __post_init__(self) -> None:

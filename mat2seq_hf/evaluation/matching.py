@@ -73,7 +73,7 @@ class Matcher:
 
     Example:
         >>> matcher = Matcher()
-        >>> matcher.rms(reduce_crystal(truth), reduce_crystal(sample))  # doctest: +SKIP
+        >>> matcher.rms(reduce_crystal(sample), reduce_crystal(truth))  # doctest: +SKIP
         0.0123
     """
 

@@ -39,7 +39,7 @@ class Job:
     Attributes:
         samples: kept for each prompt.
         candidates: drawn for each prompt; the best are kept (:mod:`..ranking`). None for as many as are kept.
-        seed: with it, the name of the model and a prompt's number, a sample repeats.
+        seed: with it, the model's weights and a prompt's number, a sample repeats.
         rows: sequences in one batch.
         settings: arguments for the pipeline, such as temperature and top_k.
         wishes: fields of :class:`Prompt` for all prompts.

@@ -33,8 +33,8 @@ pipe("BaTiO3", num_return_sequences=4)
 """
 
 _WITHOUT_PACKAGE = """\
-Without the package installed (its dependencies are needed: transformers, torch, pymatgen, spglib), the code in the
-repository does the same:
+Without the package installed (its dependencies are needed: transformers, torch, pymatgen, spglib, moyopy, gemmi), the
+code in the repository does the same:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -53,7 +53,7 @@ class CorpusFacts:
     Attributes:
         fingerprint: hash of all tokens and lengths: equal for equal data.
         crystals, tokens: how many.
-        too_long: crystals that were left out because they have more tokens than the model has positions.
+        too_long: crystals that were left out because they have more tokens than a row or the model holds.
         counts: how often each token is predicted, shape (vocabulary,).
         max_atoms: atoms of the largest primitive cell; 0 where no sequence has a formula.
     """
@@ -85,7 +85,7 @@ class TokenCorpus:
         ids: tokens of all crystals in a row, int16.
         offsets: crystal ``i`` is ``ids[offsets[i]:offsets[i + 1]]``; int64, shape (crystals + 1,).
         scheme: fingerprint of the canonical form.
-        too_long: crystals that were left out because they have more tokens than the model has positions.
+        too_long: crystals that were left out because they have more tokens than a row or the model holds.
         prompt_lengths: tokens up to the end of each formula, shape (crystals,), where they are known.
         fields: prefix fields, in the order of the vocabulary.
     """

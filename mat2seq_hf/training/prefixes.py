@@ -2,7 +2,7 @@
 
 A model conditions on a space group, a band gap and so on if they stand before the formula. In training each crystal
 comes with some of its fields, drawn anew in each epoch, and often with none, so that one model answers with any of
-them and without. Fields are given, never generated: they have no loss.
+them and without. They have no loss unless ``loss_on`` is ``everything``, with which the model also learns their values.
 """
 
 from __future__ import annotations

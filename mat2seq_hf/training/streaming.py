@@ -32,7 +32,7 @@ def group_shards(paths: Sequence[Path], crystals: int) -> list[list[Path]]:
     """Neighbouring shards in groups of at most ``crystals`` rows (at least one shard each).
 
     Example:
-        >>> group_shards(shard_paths("prepared/train"), 200_000)  # doctest: +SKIP
+        >>> group_shards(shard_paths("prepared/mp_20/train"), 200_000)  # doctest: +SKIP
     """
     groups: list[list[Path]] = []
     rows = 0
