@@ -116,6 +116,33 @@ def test_the_weights_of_a_killed_run_are_those_it_would_have_ended_with(
     assert last_complete_checkpoint(tmp_path / "taken") == str(tmp_path / "taken" / "checkpoint-8")
 
 
+def test_the_weights_of_a_killed_run_that_keeps_its_last_ones_are_the_last_ones(
+    run_arguments: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = [*run_arguments, f"--output_dir={run}", "--max_steps=8", "--resume_from_checkpoint=auto"]
+    arguments += ["--learning_rate=0.01", "--greater_is_better=true"]  # which calls the first checkpoint the best
+    last = [*arguments, "--load_best_model_at_end=false"]
+    train(parse_config(last))
+
+    def kill() -> None:
+        for name in ("run_record.json", "trainer_state.json", "config.json", "model.safetensors"):
+            (run / name).unlink()
+
+    kill()
+    state = json.loads((run / "checkpoint-8" / "trainer_state.json").read_text())
+    assert state["best_global_step"] == 4
+    assert weights_folder(run) == run / "checkpoint-8"
+    train(parse_config(arguments))  # the best ones, after all
+    kill()
+    assert weights_folder(run) == run / "checkpoint-4"
+    train(parse_config(last))
+    kill()
+    assert weights_folder(run) == run / "checkpoint-8"
+    (run / "run_identity.json").unlink()  # of an earlier version
+    assert weights_folder(run) == run / "checkpoint-4"
+
+
 @pytest.mark.slow
 def test_a_lease_in_parts_leaves_one_model_with_all_its_samples(tmp_path: Path) -> None:
     prepared, run = tmp_path / "prepared", tmp_path / "runs" / "mp_20_tiny"

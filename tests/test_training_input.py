@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pymatgen.core import Structure
-from runs import SCHEME, TEXTS, random_sequences, small_model, write_crystals, write_sequences
+from runs import SCHEME, TEXTS, random_sequences, small_corpus, small_model, write_crystals, write_sequences
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, TrainingArguments
 
@@ -22,9 +22,10 @@ from mat2seq_hf.corpora.schema import shard_paths
 from mat2seq_hf.errors import Mat2SeqError, SchemeMismatchError
 from mat2seq_hf.presets import gpt2_config
 from mat2seq_hf.sampling_settings import SamplingSettings
-from mat2seq_hf.training.checkpoints import last_complete_checkpoint
+from mat2seq_hf.training.checkpoints import last_complete_checkpoint, weights_folder
 from mat2seq_hf.training.config import TrainConfig, parse_config
 from mat2seq_hf.training.data import Examples, load_corpus
+from mat2seq_hf.training.identity import hold_to_identity, run_identity
 from mat2seq_hf.training.models import SHIPPED, build_model, keep_largest_cell
 from mat2seq_hf.training.monitor import SampleMonitor
 from mat2seq_hf.training.muon import parameter_groups
@@ -123,6 +124,67 @@ def test_a_run_goes_on_with_the_data_weights_and_settings_it_began_with(
     (tmp_path / "start").rename(tmp_path / "begin")
     moved = [f"--output_dir={tmp_path / 'moved'}", f"--init_from={tmp_path / 'begin'}", "--learning_rate=0.01"]
     assert train(parse_config([*arguments, *moved, "--max_steps=8"]))["steps"] == 8
+
+
+def test_a_run_does_not_go_on_from_a_checkpoint_beside_later_ones(run_arguments: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = [*run_arguments, f"--output_dir={run}"]
+    train(parse_config([*arguments, "--max_steps=12"]))
+    back = [f"--resume_from_checkpoint={run / 'checkpoint-4'}", "--learning_rate=1e-4", "--max_steps=8"]
+    before = _bytes(run)
+    later = r"step 4: checkpoint-8, checkpoint-12, trainer_state\.json, run_record\.json; .* another --output_dir"
+    with pytest.raises(Mat2SeqError, match=later):
+        train(parse_config([*arguments, *back]))
+    assert _bytes(run) == before
+    assert train(parse_config([*run_arguments, f"--output_dir={tmp_path / 'branch'}", *back]))["steps"] == 8
+    for path in (run / "checkpoint-8", run / "checkpoint-12"):
+        shutil.rmtree(path)
+    with pytest.raises(Mat2SeqError, match=r"step 4: trainer_state\.json, run_record\.json; "):
+        train(parse_config([*arguments, *back]))
+    for name in ("trainer_state.json", "run_record.json"):
+        (run / name).unlink()
+    assert train(parse_config([*arguments, *back]))["steps"] == 8
+    assert weights_folder(run) == run
+
+
+_NAMES = ("eval_crystals", "greater_is_better", "sample_formulas", "sample_temperature", "sample_top_k")
+
+
+@pytest.mark.parametrize(
+    ("begun", "held"),
+    [
+        ([], {"eval_crystals", "greater_is_better"}),
+        (["--load_best_model_at_end=false"], set()),
+        (["--sample_formulas=2", "--metric_for_best_model=sample_valid"], set(_NAMES)),
+    ],
+)
+def test_what_decides_the_best_checkpoint_stays_while_one_is_chosen(
+    tmp_path: Path, begun: list[str], held: set[str]
+) -> None:
+    run, model, facts = tmp_path / "run", small_model(), small_corpus(3).facts
+    (run / "checkpoint-4").mkdir(parents=True)
+
+    def hold(*options: str, checkpoint: str | None = str(run / "checkpoint-4")) -> None:
+        config = _config("--train_data=a", f"--output_dir={run}", *begun, *options)
+        hold_to_identity(config, run_identity(config, model, facts, facts), checkpoint)
+
+    hold(checkpoint=None)
+    hold()
+    large = "sample_formulas" in held
+    others = ("eval_crystals=7", f"greater_is_better={not large}", "sample_formulas=5", "sample_temperature=0.7")
+    others = (*others, "sample_top_k=3")
+    for name, other in zip(_NAMES, others, strict=True):
+        if name in held:
+            with pytest.raises(Mat2SeqError, match=f"holds another run: {name} was .* and is now"):
+                hold(f"--{other}")
+        else:
+            hold(f"--{other}")
+    stored = json.loads((run / "run_identity.json").read_text())
+    for name in (*_NAMES, "load_best_model_at_end"):
+        del stored[name]
+    (run / "run_identity.json").write_text(json.dumps(stored))  # of an earlier version
+    for other in others:
+        hold(f"--{other}")
 
 
 def test_a_folder_with_a_run_is_not_overwritten(run_arguments: list[str], tmp_path: Path) -> None:

@@ -16,11 +16,14 @@ from safetensors import SafetensorError, safe_open
 from ..errors import Mat2SeqError
 
 __all__ = [
+    "IDENTITY",
+    "KEEPS_BEST",
     "best_checkpoint",
     "can_resume",
     "guarded_saving",
     "holds_a_run",
     "last_complete_checkpoint",
+    "later_results",
     "read_state",
     "remove_incomplete_checkpoints",
     "weights_folder",
@@ -28,6 +31,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+#: File in the folder of a run that says what it was begun with, and its entry: does it end with the best checkpoint?
+IDENTITY, KEEPS_BEST = "run_identity.json", "load_best_model_at_end"
 _WEIGHTS = ("model*.safetensors", "pytorch_model*")  # the second: spread over processes by FSDP
 #: What exact resuming needs beside weights; all are left out with ``save_only_model``.
 _POSITION = ("optimizer*", "scheduler.pt", "rng_state*.pth")
@@ -98,6 +103,30 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
     return str(max(found)[1]) if found else None
 
 
+def later_results(folder: str | Path, step: int) -> list[Path]:
+    """What a run has left in its folder after an optimizer step: complete checkpoints, and the files of its end.
+
+    Example:
+        >>> later_results("runs/mp_20_tiny", 1000)  # doctest: +SKIP
+        [PosixPath('runs/mp_20_tiny/checkpoint-1200'), PosixPath('runs/mp_20_tiny/run_record.json')]
+    """
+    place = Path(folder)
+    states = {path: read_state(path) for path in place.glob("checkpoint-*")}
+    steps = {path: int(state["global_step"]) for path, state in states.items() if state is not None}
+    later = sorted((number, path) for path, number in steps.items() if number > step)
+    ends = (("trainer_state.json", "global_step"), ("run_record.json", "steps"))
+    return [path for _, path in later] + [place / name for name, key in ends if _number(place / name, key) > step]
+
+
+def _number(path: Path, key: str) -> int:
+    """A whole number of a JSON file, or -1 where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, TypeError, KeyError):
+        return -1
+    return found if isinstance(found, int) else -1
+
+
 def best_checkpoint(checkpoint: str | Path) -> Path:
     """The best checkpoint of a run when this one was written, or this one where that is not there any more."""
     named = (read_state(checkpoint) or {}).get("best_model_checkpoint")
@@ -106,7 +135,10 @@ def best_checkpoint(checkpoint: str | Path) -> Path:
 
 
 def weights_folder(run: str | Path) -> Path:
-    """Where the weights of a run are: in its folder once it has ended, until then in its best checkpoint.
+    """Where the weights of a run are: in its folder once it has ended, until then where it would take them from.
+
+    That is its best checkpoint, or the last one if it was started with ``load_best_model_at_end`` off. (Runs of earlier
+    versions do not say; the best one is taken.)
 
     Raises:
         Mat2SeqError: there are none yet.
@@ -121,7 +153,14 @@ def weights_folder(run: str | Path) -> Path:
     assert saved is not None  # it is complete
     if ended is not None and ended["global_step"] >= saved["global_step"]:
         return folder
-    return best_checkpoint(last)
+    return best_checkpoint(last) if _keeps_best(folder) else Path(last)
+
+
+def _keeps_best(folder: Path) -> bool:
+    try:
+        return json.loads((folder / IDENTITY).read_text(encoding="utf-8"))[KEEPS_BEST] is not False
+    except (OSError, ValueError, TypeError, KeyError):
+        return True
 
 
 def remove_incomplete_checkpoints(folder: str | Path) -> None:

@@ -27,12 +27,13 @@ from .checkpoints import (
     guarded_saving,
     holds_a_run,
     last_complete_checkpoint,
+    later_results,
     read_state,
     remove_incomplete_checkpoints,
 )
 from .config import TrainConfig
 from .data import EvenBatches, MicroBatches, TokenCorpus
-from .identity import hold_to_identity, run_identity
+from .identity import hold_to_identity, keep_up_identity, run_identity
 from .metrics import bits_per_structure, unigram_bits_per_structure
 from .models import build_model, keep_largest_cell
 from .monitor import SampleMonitor
@@ -202,8 +203,8 @@ def _checkpoint_to_resume(config: TrainConfig) -> str | None:
     """The checkpoint to go on from.
 
     Raises:
-        Mat2SeqError: the one that was asked for is incomplete or none, the folder holds a run that would be
-            overwritten, or it is no folder.
+        Mat2SeqError: the one that was asked for is incomplete or none, or the folder holds what a run made after it;
+            the folder holds a run that would be overwritten, or it is no folder.
     """
     wanted, folder = config.resume_from_checkpoint, Path(str(config.output_dir))
     if folder.exists() and not folder.is_dir():
@@ -215,8 +216,9 @@ def _checkpoint_to_resume(config: TrainConfig) -> str | None:
                 f"{wanted} is a run, not a checkpoint: --output_dir {wanted} --resume_from_checkpoint auto goes on "
                 f"with it, --init_from {wanted} and another --output_dir begin a new run with its weights"
             )
-        if read_state(wanted) is None:
+        if (state := read_state(wanted)) is None:
             raise Mat2SeqError(f"{wanted} is no complete checkpoint; --resume_from_checkpoint auto takes the last one")
+        _refuse_later_results(folder, str(wanted), int(state["global_step"]))
         return str(wanted)
     if last is None and holds_a_run(folder):
         raise Mat2SeqError(
@@ -229,6 +231,16 @@ def _checkpoint_to_resume(config: TrainConfig) -> str | None:
             "--output_dir"
         )
     return last
+
+
+def _refuse_later_results(folder: Path, wanted: str, step: int) -> None:
+    # whatever looks for the last checkpoint, or for the end of the run, would take those of the abandoned branch
+    if later := later_results(folder, step):
+        raise Mat2SeqError(
+            f"{folder} holds what a run made after step {step}: {', '.join(path.name for path in later)}; it would be "
+            f"taken for the work of the run that goes on from {wanted}: remove it or move it away, or give another "
+            "--output_dir"
+        )
 
 
 def _is_finished(trainer: CrystalTrainer, checkpoint: str) -> bool:
@@ -304,13 +316,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
         *(data.train.crystals, data.train.tokens, data.train.too_long),
         *(len(data.validation), data.validation.too_long, unigram),
     )
-    hold_to_identity(config, run_identity(config, model, data.train, data.validation.facts), checkpoint)
+    identity = run_identity(config, model, data.train, data.validation.facts)
+    hold_to_identity(config, identity, checkpoint)
     if config.time_budget_minutes is not None:
         config.num_train_epochs = 1_000_000  # the clock ends the run
     chosen = np.random.default_rng(0).permutation(len(data.validation))[: config.eval_crystals]
     trainer = CrystalTrainer(model, config, data.batches, data.validation.select(np.sort(chosen)))
     if checkpoint is not None and _is_finished(trainer, checkpoint):
-        return _finished_before(trainer, data, unigram, checkpoint)
+        return _finished_before(trainer, data, unigram, checkpoint, identity)
     if trainer.is_world_process_zero():
         remove_incomplete_checkpoints(str(config.output_dir))
     if checkpoint is not None and not can_resume(checkpoint):
@@ -318,11 +331,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
             f"{checkpoint} was saved without the optimizer (--save_only_model), and no run can go on from it: begin a "
             f"new one with --init_from {checkpoint} and another --output_dir"
         )
+    keep_up_identity(config, identity)
     trainer.train(resume_from_checkpoint=checkpoint)
     return _finish(trainer, data, unigram)
 
 
-def _finished_before(trainer: CrystalTrainer, data: RunData, unigram: float, checkpoint: str) -> dict[str, Any]:
+def _finished_before(
+    trainer: CrystalTrainer, data: RunData, unigram: float, checkpoint: str, identity: dict[str, Any]
+) -> dict[str, Any]:
     """The record of a run that has nothing more to do."""
     path = Path(str(trainer.config.output_dir)) / "run_record.json"
     logger.warning(
@@ -334,5 +350,6 @@ def _finished_before(trainer: CrystalTrainer, data: RunData, unigram: float, che
         stored = {}
     if stored.get("steps") == int((read_state(checkpoint) or {})["global_step"]):
         return stored
+    keep_up_identity(trainer.config, identity)
     _adopt(trainer, checkpoint)  # it was killed after its last checkpoint
     return _finish(trainer, data, unigram)
