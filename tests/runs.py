@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +40,19 @@ def small_corpus(count: int = 40, seed: int = 0) -> TokenCorpus:
     return TokenCorpus(np.concatenate(sequences).astype(np.int16), offsets, SCHEME)
 
 
+def write_report(folder: Path, crystals: int, scheme: str = SCHEME) -> Path:
+    """What `mat2seq prepare` writes last; a folder of shards without it is only half prepared."""
+    report = {"read": crystals, "encoded": crystals, "rejected": 0, "scheme": scheme}
+    (folder / "report.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
+    return folder
+
+
 def write_sequences(folder: Path, sequences: list[list[int]], scheme: str = SCHEME) -> Path:
     folder.mkdir(parents=True)
     table = pa.table({"input_ids": pa.array(sequences, type=pa.list_(pa.int16()))})
     table = table.replace_schema_metadata({METADATA_KEY: json.dumps({"scheme": scheme})})
     pq.write_table(table, folder / "part-00000.parquet")
-    return folder
+    return write_report(folder, len(sequences), scheme)
 
 
 def write_crystals(folder: Path, gaps: tuple[float | None, ...] = GAPS) -> Path:
@@ -60,7 +69,16 @@ def write_crystals(folder: Path, gaps: tuple[float | None, ...] = GAPS) -> Path:
         }
     ).replace_schema_metadata({METADATA_KEY: json.dumps({"scheme": scheme_fingerprint()})})
     pq.write_table(table, folder / "part-00000.parquet")
-    return folder
+    return write_report(folder, len(TEXTS))
+
+
+def write_shards(folder: Path, parts: Sequence[Path]) -> Path:
+    """One corpus of the single shards of others, which are no longer there."""
+    folder.mkdir(exist_ok=True)
+    for number, part in enumerate(parts):
+        (part / "part-00000.parquet").rename(folder / f"part-{number:05d}.parquet")
+        shutil.rmtree(part)
+    return write_report(folder, len(parts))
 
 
 def small_model(model_type: str = "gpt2", dropout: float = 0.0) -> PreTrainedModel:

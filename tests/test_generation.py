@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from runs import write_report
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from mat2seq_hf.errors import Mat2SeqError
@@ -164,6 +165,9 @@ def test_prompts_are_read_from_every_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "prepared").mkdir()
     texts = {"id": ["m"], "text": ["Ba2 Ti2 O6 [Pm-3m] 4.0000 4.0000 4.0000 90 90 90 Ba 1a 0 0 0"]}
     pd.DataFrame(texts).to_parquet(tmp_path / "prepared" / "part-00000.parquet")
+    with pytest.raises(Mat2SeqError, match=r"prepared has no report\.json: .* start the same command again"):
+        read_prompts(tmp_path / "prepared")
+    write_report(tmp_path / "prepared", 1)
     assert read_prompts(tmp_path / "prepared") == [Asked("m", {"formula": "Ba1Ti1O3", "formula_units": 2})]
 
 

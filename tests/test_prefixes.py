@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import TEXTS, small_run, write_crystals
-from transformers import GPT2LMHeadModel
+from runs import TEXTS, small_run, write_crystals, write_shards
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from mat2seq_hf.errors import Mat2SeqError
 from mat2seq_hf.grammar import Grammar
@@ -148,6 +148,44 @@ def test_packed_crystals_with_fields_have_the_losses_of_single_ones(tmp_path: Pa
     assert bits_per_structure(model, corpus) != pytest.approx(single / np.log(2), rel=1e-6)
 
 
+def test_a_corrected_property_is_another_corpus(tmp_path: Path) -> None:
+    folders = [write_crystals(tmp_path / "a"), write_crystals(tmp_path / "b", (5.1, None, 5.474))]
+    alone = {load(folder).facts.fingerprint for folder in folders}
+    assert alone == {"35b7570db5ae831d"}  # as records have it
+    with_fields = {load(folder, ["band_gap"]).facts.fingerprint for folder in folders}
+    assert len(with_fields | alone) == 3
+    assert load(folders[0], ["space_group"]).facts.fingerprint not in with_fields | alone
+
+
+def test_a_run_that_trains_what_follows_the_formula_is_judged_by_it(tmp_path: Path) -> None:
+    write_crystals(tmp_path / "data")
+    arguments = small_run(tmp_path, 5, 0.0, max_steps=2, save_steps=2, eval_steps=2, row_length=128)
+    data = [f"--{split}_data={tmp_path / 'data'}" for split in ("train", "eval")]
+    arguments = [a for a in arguments if "init_from" not in a] + [*data, "--loss_on=completion"]
+    corpus = load(tmp_path / "data", ["band_gap"])
+    assert corpus.prompt_lengths is not None
+    for fields, own in (([], "bits_given_formula"), (["band_gap"], "bits_given_fields_and_formula")):
+        run = tmp_path / own
+        options = ["--prefix_dropout=0", f"--output_dir={run}", *(["--prefix_fields", *fields] if fields else [])]
+        record = train(parse_config([*arguments, *options]))
+        results = record["results"]
+        model = AutoModelForCausalLM.from_pretrained(run)
+        batch = make_batch(Examples(corpus, PrefixDraw(corpus.fields, 0.0, 0) if fields else None, "completion"), [[1]])
+        loss = model(**batch).loss.item()
+        count = int((batch["labels"] != IGNORED).sum())
+        assert count == len(corpus[1]) - corpus.prompt_lengths[1]
+        bits = bits_per_structure(model, corpus, given_fields=bool(fields), given_formula=True)
+        assert bits[1] == pytest.approx(loss * count / np.log(2), rel=1e-4)
+        assert results[own] == pytest.approx(bits.mean(), rel=1e-4)
+        assert record["best_metric"] == {"name": own, "value": pytest.approx(bits.mean(), rel=1e-4)}
+        (last,) = (entry for entry in record["log_history"] if "eval_loss" in entry)
+        tokens = len(corpus.ids) - corpus.prompt_lengths.sum()
+        assert last["eval_loss"] == pytest.approx(bits.sum() * np.log(2) / tokens, rel=1e-4)
+        assert not any("per_structure" in key or key == "bits_given_fields" for key in (*results, *last))
+        whole = unigram_bits_per_structure(corpus.facts, corpus)
+        assert 0 < results["unigram_bits_given_formula"] < whole
+
+
 def test_an_epoch_with_fields_repeats_and_the_next_one_differs(tmp_path: Path) -> None:
     corpus = load(write_crystals(tmp_path / "data"), FIELDS)
     examples = Examples(corpus, PrefixDraw(corpus.fields, 0.3, seed=0))
@@ -175,12 +213,9 @@ def test_crystals_that_are_too_long_with_their_fields_are_left_out_whole(tmp_pat
 def test_a_group_of_a_streamed_corpus_need_not_have_a_property(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for number, gaps in enumerate([(None, None, None), (5.0, None, 5.5), (None, None, None)]):
-        write_crystals(tmp_path / "one", gaps)
-        (tmp_path / "one" / "part-00000.parquet").rename(folder / f"part-{number:05d}.parquet")
-        (tmp_path / "one").rmdir()
+    gaps: list[tuple[float | None, ...]] = [(None, None, None), (5.0, None, 5.5), (None, None, None)]
+    parts = [write_crystals(tmp_path / f"{number}", some) for number, some in enumerate(gaps)]
+    folder = write_shards(tmp_path / "data", parts)
     options = ["--use_cpu", "--report_to=none", f"--train_data={folder}", f"--eval_data={folder}", "--row_length=128"]
     options += ["--streaming", "--group_crystals=3", "--prefix_fields", "band_gap", f"--output_dir={tmp_path / 'run'}"]
     assert load_data(parse_config(options), 128).train.crystals == 9

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pymatgen.core import Composition
+from runs import write_report
 from transformers import GPT2LMHeadModel
 
 from mat2seq_hf.corpora.schema import METADATA_KEY
@@ -50,6 +51,7 @@ def corpus_of(folder: Path) -> Any:
         }
     ).replace_schema_metadata({METADATA_KEY: json.dumps({"scheme": scheme_fingerprint()})})
     pq.write_table(table, folder / "part-00000.parquet")
+    write_report(folder, len(rows))
     return load_corpus(folder, max_length=64, scheme=scheme_fingerprint(), fields=FIELDS)
 
 

@@ -14,7 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pymatgen.core import Structure
-from runs import SCHEME, TEXTS, random_sequences, small_corpus, small_model, write_crystals, write_sequences
+from runs import (
+    SCHEME,
+    TEXTS,
+    random_sequences,
+    small_corpus,
+    small_model,
+    write_crystals,
+    write_sequences,
+    write_shards,
+)
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, TrainingArguments
 
@@ -61,13 +70,21 @@ def test_a_finished_run_started_again_changes_nothing(run_arguments: list[str], 
 
 @pytest.mark.parametrize(("batching", "streaming"), [("bucketed", False), ("packed", True)])
 def test_a_run_resumed_in_a_later_epoch_equals_an_uninterrupted_one_bit_for_bit(
-    run_arguments: list[str], tmp_path: Path, batching: str, streaming: bool
+    run_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batching: str, streaming: bool
 ) -> None:
-    for number in range(5):
-        write_crystals(tmp_path / f"{number}").rename(tmp_path / "shard")
-        (tmp_path / "fields").mkdir(exist_ok=True)
-        (tmp_path / "shard" / "part-00000.parquet").rename(tmp_path / "fields" / f"part-{number:05d}.parquet")
-        (tmp_path / "shard").rmdir()
+    write_shards(tmp_path / "fields", [write_crystals(tmp_path / f"{number}") for number in range(5)])
+    seen: list[torch.Tensor] = []
+    trainers: list[CrystalTrainer] = []
+    computed = CrystalTrainer.compute_loss
+
+    def compute_loss(
+        trainer: CrystalTrainer, model: torch.nn.Module, inputs: dict[str, Any], *more: Any, **n: Any
+    ) -> Any:
+        trainers.append(trainer)
+        seen.append(inputs["input_ids"].clone())
+        return computed(trainer, model, inputs, *more, **n)
+
+    monkeypatch.setattr(CrystalTrainer, "compute_loss", compute_loss)
     data = [f"--train_data={tmp_path / 'fields'}", f"--streaming={streaming}", "--group_crystals=6"]
     arguments = [*run_arguments, *data, f"--batching={batching}", "--prefix_fields", "band_gap", "space_group"]
     arguments += [f"--eval_data={tmp_path / 'fields'}", "--batch_tokens=128", "--max_steps=10", "--save_steps=5"]
@@ -284,6 +301,7 @@ def test_a_run_with_a_limit_of_steps_and_one_of_time_ends_at_the_first_and_stays
     [
         *("--eval_crystals=0", "--sample_temperature=0", "--batch_tokens=-1", "--optimizer=sgd", "--batching=no"),
         *("--time_budget_minutes=0", "--time_budget_minutes=nan", "--gradient_accumulation_steps=0"),
+        *("--loss_on=complete", "--prefix_dropout=1.5", "--prefix_dropout=-0.1", "--dropout=1.5", "--dropout=nan"),
     ],
 )
 def test_impossible_settings_are_named_before_anything_is_read(option: str, tmp_path: Path) -> None:
@@ -481,6 +499,55 @@ def test_data_that_are_not_there_are_named(tmp_path: Path, given: str) -> None:
         load_data(_config(f"--train_data={tmp_path / given}", f"--output_dir={tmp_path / 'run'}"), 512)
 
 
+def test_no_crystal_is_encoded_for_a_run_that_cannot_be(tmp_path: Path, crystals: dict[str, Structure]) -> None:
+    (tmp_path / "cifs").mkdir()
+    crystals["NaCl"].to(filename=str(tmp_path / "cifs" / "NaCl.cif"))
+    half = write_sequences(tmp_path / "half", random_sequences(3))
+    (half / "report.json").unlink()
+    given = [f"--train_data={tmp_path / 'cifs'}", f"--output_dir={tmp_path / 'run'}"]
+    for options, said in (
+        ([f"--eval_data={tmp_path / 'absent'}"], "absent does not exist"),
+        ([f"--eval_data={half}"], r"half has no report\.json"),
+        (["--streaming=true"], "--streaming needs --eval_data"),
+    ):
+        with pytest.raises(Mat2SeqError, match=said):
+            load_data(_config(*given, *options), 64)
+    assert not (tmp_path / "run").exists()
+
+
+def test_half_prepared_crystals_are_not_trained_on(tmp_path: Path) -> None:
+    folder = write_sequences(tmp_path / "train", random_sequences(20))
+    (folder / "report.json").unlink()  # as `mat2seq prepare` does when it begins
+    for streaming in (False, True):
+        options = [f"--train_data={folder}", f"--eval_data={folder}", f"--streaming={streaming}"]
+        with pytest.raises(Mat2SeqError, match=r"train has no report\.json: .* start the same command again"):
+            load_data(_config(*options, f"--output_dir={tmp_path / 'run'}"), 64)
+    with pytest.raises(Mat2SeqError, match=r"train has no report\.json"):
+        load_corpus(folder, max_length=64, scheme=SCHEME)
+
+
+def test_crystals_that_are_left_out_are_counted_once(tmp_path: Path) -> None:
+    folder = write_sequences(tmp_path / "train", random_sequences(40))
+    data = load_data(_config(f"--train_data={folder}", "--row_length=20", f"--output_dir={tmp_path / 'run'}"), 64)
+    whole = load_corpus(folder, max_length=20, scheme=SCHEME)
+    assert data.train.too_long + data.validation.too_long == whole.too_long > 0
+
+
+def test_the_error_of_a_mean_is_that_of_a_sample_and_unknown_for_one_crystal() -> None:
+    assert _mean("bits", np.array([1.0, 3.0])) == {"bits": 2.0, "bits_standard_error": pytest.approx(1.0)}
+    assert _mean("bits", np.array([3.0])) == {"bits": 3.0, "bits_standard_error": None}
+
+
+def test_the_commit_is_that_of_this_package_and_not_of_a_repository_around_it(tmp_path: Path) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    for name in ("mine.py", "installed.py"):
+        (tmp_path / name).write_text("")
+    for arguments in (["init", "-q"], ["add", "mine.py"], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    assert re.fullmatch(r"[0-9a-f]{40,}", str(_git_commit(tmp_path / "mine.py")))
+    assert _git_commit(tmp_path / "installed.py") is None
+
+
 def test_an_empty_validation_split_is_refused(tmp_path: Path) -> None:
     train_data, val = write_sequences(tmp_path / "train", random_sequences(5)), write_sequences(tmp_path / "val", [])
     with pytest.raises(Mat2SeqError, match="val holds no crystal"):
@@ -495,11 +562,8 @@ def test_an_empty_validation_split_is_refused(tmp_path: Path) -> None:
 
 def _shards(folder: Path) -> Path:
     sequences = random_sequences(50)
-    for number, start in enumerate(range(0, 50, 10)):
-        write_sequences(folder / f"{number}", sequences[start : start + 10])
-        (folder / f"{number}" / "part-00000.parquet").rename(folder / f"part-{number:05d}.parquet")
-        (folder / f"{number}").rmdir()
-    return folder
+    parts = [write_sequences(folder / f"{start}", sequences[start : start + 10]) for start in range(0, 50, 10)]
+    return write_shards(folder, parts)
 
 
 def _streamed(folder: Path, val: Path, tmp_path: Path) -> StreamedBatches:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..corpora.rows import chosen, is_property
-from ..corpora.schema import needed_shards
+from ..corpora.schema import check_whole, needed_shards
 from ..errors import Mat2SeqError
 from ..prompts import parse_formula, reduced
 from ..vocabulary import NUMERIC_FIELDS
@@ -52,7 +52,7 @@ def read_prompts(path: str | Path, ids: str | Path | None = None) -> list[Asked]
 
     Raises:
         Mat2SeqError: the file cannot be read, holds nothing, has other columns, names a prompt twice, or lacks one that
-            ``ids`` names.
+            ``ids`` names; the folder is only half prepared.
     """
     path = Path(path)
     if not path.exists() and str(path) != "-":
@@ -184,7 +184,9 @@ def _plain(value: Any) -> Any:
 def _prepared(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
-    for shard in needed_shards(path):
+    shards = needed_shards(path)
+    check_whole([path])
+    for shard in shards:
         table = pq.read_table(shard, columns=["id", "text"])
         for name, text in zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True):
             yield {"id": name, **reduced(parse_formula(text.split(" [")[0].split("| ")[-1]))}

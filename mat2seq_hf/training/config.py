@@ -11,6 +11,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
 from ..errors import Mat2SeqError
+from .data import LOSSES
 from .recipes import load_recipe
 
 __all__ = ["TrainConfig", "parse_config"]
@@ -25,11 +26,14 @@ _LEAST = {
     "sample_temperature": 1e-3,
     "sample_top_k": 0,
     "dropout": 0.0,
+    "prefix_dropout": 0.0,
     "gradient_accumulation_steps": 1,
     "time_budget_minutes": 1e-3,
     "muon_learning_rate": 0.0,
 }
+_MOST = {"dropout": 1.0, "prefix_dropout": 1.0}
 _NAMES = {
+    "loss_on": LOSSES,
     "model_type": ("llama", "gpt2"),
     "optimizer": ("adamw", "muon"),
     "batching": ("auto", "bucketed", "packed"),
@@ -185,6 +189,9 @@ class TrainConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise Mat2SeqError(f"{name} is {value!r}, it must be at least {least}")
+        for name, most in _MOST.items():
+            if not getattr(self, name) <= most:
+                raise Mat2SeqError(f"{name} is {getattr(self, name)!r}, it must be at most {most}")
         for name, names in _NAMES.items():
             if getattr(self, name) not in names:
                 raise Mat2SeqError(f"{name} {getattr(self, name)!r} is not one of {', '.join(names)}")

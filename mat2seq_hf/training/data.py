@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from ..corpora.schema import METADATA_KEY, needed_shards
+from ..corpora.schema import METADATA_KEY, check_whole, is_prepared, needed_shards
 from ..errors import Mat2SeqError, SchemeMismatchError
 from ..vocabulary import BOS, EOS, PAD, TOKEN_IDS, TOKENS, tokenize
 from .packing import BatchPlan
@@ -51,7 +51,7 @@ class CorpusFacts:
     """What a run record says of a corpus.
 
     Attributes:
-        fingerprint: hash of all tokens and lengths: equal for equal data.
+        fingerprint: hash of all tokens and lengths, and of those of the prefix fields: equal for equal data.
         crystals, tokens: how many.
         too_long: crystals that were left out because they have more tokens than a row or the model holds.
         counts: how often each token is predicted, shape (vocabulary,).
@@ -113,6 +113,9 @@ class TokenCorpus:
         """Size, counts and fingerprint."""
         digest = hashlib.sha256(self.ids.tobytes())
         digest.update(self.offsets.tobytes())
+        for name, tokens in self.fields.items():  # a corrected property is another corpus
+            for part in (name.encode(), tokens.ids.tobytes(), tokens.offsets.tobytes()):
+                digest.update(part)
         counts = np.bincount(self.ids, minlength=len(TOKENS))
         counts -= np.bincount(self.ids[self.offsets[:-1]], minlength=len(TOKENS))  # nothing predicts <s>
         largest = int(self.atoms.max(initial=0))
@@ -132,13 +135,13 @@ class TokenCorpus:
         return np.asarray(np.add.reduceat(values, self.offsets[:-1]), dtype=np.int64)
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> TokenCorpus:
-        """The crystals ``indices``, in that order."""
+        """The crystals ``indices``, in that order. What was left out is counted where all of them are."""
         parts = [self[int(index)] for index in indices]
         offsets = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
         ids = np.concatenate(parts) if parts else self.ids[:0]
         prompts = None if self.prompt_lengths is None else self.prompt_lengths[np.asarray(indices, dtype=np.int64)]
         fields = {name: tokens.select(indices) for name, tokens in self.fields.items()}
-        return TokenCorpus(ids, offsets, self.scheme, self.too_long, prompts, fields)
+        return TokenCorpus(ids, offsets, self.scheme, 0, prompts, fields)
 
 
 class Examples:
@@ -195,10 +198,13 @@ def load_corpus(folder: str | Path, *, max_length: int, scheme: str, fields: Seq
 
     Raises:
         SchemeMismatchError: the corpus was made with another canonical form.
-        Mat2SeqError: no shards, no crystals, a row without token ids, token ids or fields that the vocabulary does
-            not have, or a property that no crystal has.
+        Mat2SeqError: no shards, or not all of them yet; no crystals, a row without token ids, token ids or fields that
+            the vocabulary does not have, or a property that no crystal has.
     """
-    corpus = load_shards(needed_shards(folder), max_length=max_length, scheme=scheme, fields=fields)
+    paths = needed_shards(folder)
+    if is_prepared(folder):  # else the first shard tells what is wrong
+        check_whole([folder])
+    corpus = load_shards(paths, max_length=max_length, scheme=scheme, fields=fields)
     if not len(corpus):
         raise Mat2SeqError(f"{folder} holds no crystal of at most {max_length} tokens ({corpus.too_long} longer ones)")
     unknown = {name: tokens.unknown for name, tokens in corpus.fields.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from transformers.trainer_pt_utils import torch_distributed_zero_first
 
 from ..corpora.prepare import prepare
-from ..corpora.schema import shard_paths
+from ..corpora.schema import check_whole, is_prepared, shard_paths
 from ..errors import Mat2SeqError
 from ..sequence import scheme_fingerprint
 from .config import TrainConfig
@@ -40,17 +40,32 @@ class RunData:
     validation: TokenCorpus
 
 
+def _check_sources(config: TrainConfig) -> None:
+    """Refuse what no data can be read from, before any is encoded, which may take hours.
+
+    Raises:
+        Mat2SeqError: a source is not there or only half prepared, or a streamed run has nothing to validate on.
+    """
+    if config.streaming and config.eval_data is None:
+        raise Mat2SeqError("--streaming needs --eval_data: crystals are not held out of a streamed corpus")
+    for source in filter(None, (config.train_data, config.eval_data)):
+        if not Path(source).exists():
+            raise Mat2SeqError(
+                f"{source} does not exist; --train_data and --eval_data are files or folders of crystals"
+            )
+        if is_prepared(source):
+            check_whole([source])
+
+
 def _prepared(source: str, split: str, config: TrainConfig) -> Path:
     """The folder of shards that ``source`` is, or that is made of it in the output folder.
 
     Raises:
-        Mat2SeqError: there is nothing of that name, or it holds no crystal.
+        Mat2SeqError: it holds no crystal.
     """
     path = Path(source)
     if shard_paths(path):
         return path
-    if not path.exists():
-        raise Mat2SeqError(f"{source} does not exist; --train_data and --eval_data are files or folders of crystals")
     folder = Path(str(config.output_dir)) / "data" / split
     # the first process of all machines, which share the output folder
     with torch_distributed_zero_first(config.process_index if config.world_size > 1 else -1):
@@ -90,12 +105,16 @@ def _read_group(paths: Sequence[Path], group: int, config: TrainConfig, limit: i
 
 
 def _held_out(corpus: TokenCorpus) -> tuple[TokenCorpus, TokenCorpus]:
-    """The corpus without a random tenth of it, and that tenth; the same for the same corpus."""
+    """The corpus without a random tenth of it, and that tenth; the same for the same corpus.
+
+    Crystals that were too long are counted with the first.
+    """
     if len(corpus) < 2:
         raise Mat2SeqError("one crystal cannot be trained and validated on: give more crystals, or --eval_data")
     order = np.random.default_rng(0).permutation(len(corpus))
     count = max(1, round(_HELD_OUT * len(corpus)))
-    return corpus.select(np.sort(order[count:])), corpus.select(np.sort(order[:count]))
+    kept = replace(corpus.select(np.sort(order[count:])), too_long=corpus.too_long)
+    return kept, corpus.select(np.sort(order[:count]))
 
 
 def load_data(config: TrainConfig, limit: int) -> RunData:
@@ -108,10 +127,11 @@ def load_data(config: TrainConfig, limit: int) -> RunData:
 
     Raises:
         SchemeMismatchError: a corpus of another canonical form or vocabulary.
-        Mat2SeqError: nothing to train or to validate on.
+        Mat2SeqError: nothing to train or to validate on, or a folder that is only half prepared.
     """
     assert config.train_data is not None  # parse_config has seen to it
     scheme, fields = scheme_fingerprint(config.symprec), config.prefix_fields
+    _check_sources(config)
     limit = min(config.row_length, limit)  # the padding of a row takes positions, too
     folder = _prepared(config.train_data, "train", config)
     read = partial(load_corpus, max_length=limit, scheme=scheme, fields=fields)
@@ -119,8 +139,7 @@ def load_data(config: TrainConfig, limit: int) -> RunData:
     row_length = limit if config.batching == "packed" else None
     plan = partial(_plan, config=config, row_length=limit)
     if config.streaming:
-        if validation is None:
-            raise Mat2SeqError("--streaming needs --eval_data: crystals are not held out of a streamed corpus")
+        assert validation is not None  # as _check_sources has seen to
         groups = group_shards(shard_paths(folder), config.group_crystals)
         streamed = StreamedBatches(
             groups,
