@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +41,10 @@ from mat2seq_hf.training.models import SHIPPED, build_model, keep_largest_cell
 from mat2seq_hf.training.monitor import SampleMonitor
 from mat2seq_hf.training.muon import parameter_groups
 from mat2seq_hf.training.recipes import load_recipe
+from mat2seq_hf.training.record import _git_commit
 from mat2seq_hf.training.sources import load_data
 from mat2seq_hf.training.streaming import StreamedBatches, group_shards
-from mat2seq_hf.training.trainer import train
+from mat2seq_hf.training.trainer import CrystalTrainer, _mean, train
 from mat2seq_hf.vocabulary import BOS, EOS, TOKEN_IDS, TOKENS, tokenize
 
 
@@ -94,6 +97,9 @@ def test_a_run_resumed_in_a_later_epoch_equals_an_uninterrupted_one_bit_for_bit(
     (epoch,) = {entry["epoch"] for entry in history if entry["step"] == 5}
     assert epoch > 1
     assert epoch % 1 > 0.1
+    count = len(trainers[0].batches)
+    epochs = [[batch.tolist() for batch in seen[start : start + count]] for start in (0, count)]
+    assert epochs[0] != epochs[1]  # accelerate has told the data of the second epoch
     shutil.copytree(whole / "checkpoint-5", part / "checkpoint-5")
     train(parse_config([*arguments, f"--output_dir={part}", "--resume_from_checkpoint=auto"]))
     ends = [(run / "checkpoint-10" / "model.safetensors").read_bytes() for run in (whole, part)]
@@ -331,6 +337,12 @@ def test_settings_that_do_not_go_together_are_refused_with_a_reason(tmp_path: Pa
         ),
         (["--prefix_fields", "band_gap"], "bits_per_structure", False),
         (["--prefix_fields", "band_gap", "--prefix_dropout=0"], "bits_given_fields", False),
+        (["--loss_on=completion"], "bits_given_formula", False),
+        (
+            ["--loss_on=completion", "--prefix_fields", "band_gap", "--prefix_dropout=0"],
+            "bits_given_fields_and_formula",
+            False,
+        ),
     ],
 )
 def test_the_best_checkpoint_is_chosen_by_what_the_model_is_trained_for(

@@ -53,14 +53,21 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_commit() -> str | None:
+def _git(file: Path, *arguments: str) -> str | None:
+    """What git says in the folder of a file; None where it refuses, or is not there."""
+    command = ["git", "-C", str(file.parent), *arguments]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _git_commit(file: Path = Path(__file__)) -> str | None:
+    """The commit of a checkout of this package; None where it is installed, in or beside a repository of others."""
+    if _git(file, "ls-files", "--error-unmatch", file.name) is None:
+        return None
+    return _git(file, "rev-parse", "HEAD")
 
 
 def _hardware() -> dict[str, Any]:

@@ -251,8 +251,9 @@ def _is_finished(trainer: CrystalTrainer, checkpoint: str) -> bool:
     return int((read_state(checkpoint) or {})["global_step"]) >= trainer.planned_steps
 
 
-def _mean(name: str, bits: NDArray[np.float64]) -> dict[str, float]:
-    return {name: float(bits.mean()), f"{name}_standard_error": float(bits.std() / np.sqrt(len(bits)))}
+def _mean(name: str, bits: NDArray[np.float64]) -> dict[str, float | None]:
+    error = float(bits.std(ddof=1) / np.sqrt(len(bits))) if len(bits) > 1 else None  # of one crystal it is not known
+    return {name: float(bits.mean()), f"{name}_standard_error": error}
 
 
 def _finish(trainer: CrystalTrainer, data: RunData, unigram: float) -> dict[str, Any]:
