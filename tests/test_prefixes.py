@@ -17,7 +17,7 @@ from mat2seq_hf.sampling_settings import SamplingSettings
 from mat2seq_hf.sequence import scheme_fingerprint
 from mat2seq_hf.training.config import parse_config
 from mat2seq_hf.training.data import IGNORED, Examples, MicroBatches, TokenCorpus, load_corpus, make_batch
-from mat2seq_hf.training.metrics import bits_per_structure
+from mat2seq_hf.training.metrics import bits_per_structure, unigram_bits_per_structure
 from mat2seq_hf.training.monitor import SampleMonitor
 from mat2seq_hf.training.packing import BatchPlan
 from mat2seq_hf.training.prefixes import PrefixDraw

@@ -128,7 +128,8 @@ class TrainConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "figure by which the best checkpoint is chosen: bits_per_structure (default), loss, "
-            "bits_given_fields (default with prefix_dropout 0), sample_valid or sample_match"
+            "bits_given_fields (default with prefix_dropout 0), sample_valid or sample_match; with loss_on completion "
+            "bits_given_formula and bits_given_fields_and_formula in place of the bits"
         },
     )
     greater_is_better: bool | None = field(
@@ -165,19 +166,35 @@ class TrainConfig(TrainingArguments):
         """Whether every crystal comes with all prefix fields, so that the model knows no sequence without."""
         return bool(self.prefix_fields) and self.prefix_dropout == 0
 
+    @property
+    def given_formula(self) -> bool:
+        """Whether the model learns no formula, so that the bits of a crystal are those of what follows it."""
+        return self.loss_on == "completion"
+
+    @property
+    def bits_names(self) -> tuple[str, ...]:
+        """What the bits that validation counts are called: those without prefix fields, and, if any, given these."""
+        names = ("bits_per_structure", "bits_given_fields")
+        if self.given_formula:
+            names = ("bits_given_formula", "bits_given_fields_and_formula")
+        return names if self.prefix_fields else names[:1]
+
+    @property
+    def own_bits_name(self) -> str:
+        """Which of them are of sequences as the model is trained on them."""
+        return self.bits_names[-1 if self.fields_always_given else 0]
+
     def _choose_metric(self) -> None:
         """Settle by which figure the best checkpoint is chosen, and whether it is to be large."""
-        chosen = self.metric_for_best_model
-        if chosen is None:
-            chosen = "bits_given_fields" if self.fields_always_given else "bits_per_structure"
-        chosen = chosen.removeprefix("eval_")
-        with_fields = ["bits_given_fields"] if self.prefix_fields else []
+        alone, *with_fields = self.bits_names
+        chosen = (self.metric_for_best_model or self.own_bits_name).removeprefix("eval_")
         with_samples = ["sample_valid", "sample_match"] if self.sample_formulas else []
-        known = ["bits_per_structure", "loss", *with_fields, *with_samples]
+        known = [alone, "loss", *with_fields, *with_samples]
         if chosen not in known:
             raise Mat2SeqError(
                 f"metric_for_best_model {chosen!r} is not one of {', '.join(known)}, which this run measures "
-                "(bits_given_fields need --prefix_fields; sample_valid and sample_match need --sample_formulas)"
+                "(bits given fields need --prefix_fields, bits given the formula --loss_on completion; sample_valid "
+                "and sample_match need --sample_formulas)"
             )
         self.metric_for_best_model = chosen
         if self.greater_is_better is None:

@@ -28,7 +28,9 @@ _LABELS = {
     "loss": "training",
     "eval_loss": "validation",
     "eval_bits_per_structure": "alone",
+    "eval_bits_given_formula": "formula given",
     "eval_bits_given_fields": "fields given",
+    "eval_bits_given_fields_and_formula": "fields and formula given",
     "eval_sample_valid": "valid",
     "eval_sample_match": "match",
 }
@@ -150,7 +152,7 @@ def plot_curves(history: list[dict[str, Any]], unigram: float, path: Path) -> bo
 
     panels: dict[str, tuple[str, ...]] = {
         "loss (nat per token)": ("loss", "eval_loss"),
-        "validation bits per structure": ("eval_bits_per_structure", "eval_bits_given_fields"),
+        "validation bits per structure": tuple(name for name in _LABELS if name.startswith("eval_bits_")),
         "share of samples": ("eval_sample_valid", "eval_sample_match"),
     }
     drawn = {title: [name for name in names if _points(history, name)[0]] for title, names in panels.items()}
@@ -161,7 +163,7 @@ def plot_curves(history: list[dict[str, Any]], unigram: float, path: Path) -> bo
             axes.plot(*_points(history, name), label=_LABELS[name])
         axes.set_xlabel("epoch")
         axes.set_title(title)
-        if len(names) > 1:
+        if len(names) > 1 or names == ["eval_bits_given_formula"]:
             axes.legend()
         if "bits" in title:
             axes.set_ylim(bottom=0)

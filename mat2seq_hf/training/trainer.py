@@ -156,17 +156,12 @@ class CrystalTrainer(Trainer):
             take_settings(optimizer, schedule, asked)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Bits per structure and loss per token on the validation crystals, and what becomes of samples."""
+        """Bits and loss per token of what the model is trained for, on validation crystals, and the fate of samples."""
         model = self.plain_model
-        bits = bits_per_structure(model, self.validation)
-        tokens = len(self.validation.ids) - len(self.validation)
-        metrics = {
-            "eval_bits_per_structure": float(bits.mean()),
-            "eval_loss": float(bits.sum() * np.log(2) / tokens),
-        }
-        if self.validation.fields:
-            given = bits_per_structure(model, self.validation, given_fields=True)
-            metrics["eval_bits_given_fields"] = float(given.mean())
+        found = _bits(model, self.config, self.validation)
+        tokens = _counted_tokens(self.config, self.validation)
+        metrics = {"eval_loss": float(found[self.config.own_bits_name].sum() * np.log(2) / tokens)}
+        metrics |= {f"eval_{name}": float(bits.mean()) for name, bits in found.items()}
         if self.monitor is not None:
             metrics |= self.monitor.check(model)
         self.log(metrics)
@@ -192,6 +187,23 @@ class CrystalTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: walking the modules at each micro-batch costs more than the number is worth."""
         return 0
+
+
+def _bits(model: PreTrainedModel, config: TrainConfig, corpus: TokenCorpus) -> dict[str, NDArray[np.float64]]:
+    """Bits of each crystal, without prefix fields and, if there are any, given these, by their names."""
+    return {
+        name: bits_per_structure(model, corpus, given_fields=place > 0, given_formula=config.given_formula)
+        for place, name in enumerate(config.bits_names)
+    }
+
+
+def _counted_tokens(config: TrainConfig, corpus: TokenCorpus) -> int:
+    """Tokens whose bits are counted."""
+    given = len(corpus)  # the first of each
+    if config.given_formula:
+        assert corpus.prompt_lengths is not None  # its unigram bits have been counted
+        given = int(corpus.prompt_lengths.sum())
+    return len(corpus.ids) - given
 
 
 def _set_threads(config: TrainConfig) -> None:
@@ -266,14 +278,12 @@ def _finish(trainer: CrystalTrainer, data: RunData, unigram: float) -> dict[str,
             without_code(build_tokenizer(config.symprec)).save_pretrained(folder)
     model = trainer.plain_model
     # by all processes, each of which may hold a part of the model
-    bits = bits_per_structure(model, data.validation)
-    given = bits_per_structure(model, data.validation, given_fields=True) if data.validation.fields else None
+    found = _bits(model, config, data.validation)
     record = run_record(config, trainer.state, model, data.train, data.validation.facts)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     record["results"] = {
-        **_mean("bits_per_structure", bits),
-        **({} if given is None else _mean("bits_given_fields", given)),
-        "unigram_bits_per_structure": unigram,
+        **{key: value for name, bits in found.items() for key, value in _mean(name, bits).items()},
+        f"unigram_{config.bits_names[0]}": unigram,
         "last_train_loss": losses[-1] if losses else None,
         "best_checkpoint_by": config.metric_for_best_model if config.load_best_model_at_end else None,
     }
@@ -311,7 +321,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     model = build_model(config)
     data = load_data(config, positions_of(model.config))
     keep_largest_cell(model, data.train.max_atoms)
-    unigram = unigram_bits_per_structure(data.train, data.validation)
+    unigram = unigram_bits_per_structure(data.train, data.validation, given_formula=config.given_formula)
     logger.warning(
         "%d crystals, %d tokens to train on (%d too long), %d to validate on (%d too long); unigram %.1f bits",
         *(data.train.crystals, data.train.tokens, data.train.too_long),
