@@ -42,6 +42,41 @@ def test_a_public_record_holds_no_paths() -> None:
     assert public["settings"]["init_from"] == "`start`"
 
 
+@pytest.mark.parametrize(
+    ("settings", "names", "text"),
+    [
+        ({"prefix_dropout": 0.5}, ["bits_per_structure"], "1.0 +- 0.5 bits per structure (unig"),
+        (
+            {"prefix_dropout": 0.15},
+            ["bits_per_structure", "bits_given_fields"],
+            "1.0 +- 0.5 bits per structure, 2.0 +- 0.5 bits per structure given the prefix fields (unig",
+        ),
+        (
+            {"prefix_dropout": 0},
+            ["bits_per_structure", "bits_given_fields"],
+            "2.0 +- 0.5 bits per structure given the prefix fields (unig",
+        ),
+        ({"prefix_dropout": 0}, ["bits_given_formula"], "1.0 +- 0.5 bits per structure given the formula (unig"),
+        (
+            {"prefix_dropout": 0},
+            ["bits_given_formula", "bits_given_fields_and_formula"],
+            "2.0 +- 0.5 bits per structure given the prefix fields and the formula (unig",
+        ),
+    ],
+)
+def test_a_card_quotes_the_bits_of_what_the_model_knows(
+    settings: dict[str, float], names: list[str], text: str
+) -> None:
+    (facts,) = [json.loads(path.read_text(encoding="utf-8")) for path in CARDS if path.stem == "mp_20_tiny"]
+    run = facts["runs"][-1]
+    run["settings"] |= settings
+    run["results"] = {name: 1.0 + place for place, name in enumerate(names)}
+    run["results"] |= {f"{name}_standard_error": 0.5 for name in names} | {f"unigram_{names[0]}": 9.0}
+    assert f"{run['data']['validation']['crystals']:,} crystals: {text}" in str(render_model_card(**facts))
+    run["results"] |= {f"{name}_standard_error": None for name in names}  # of a single crystal
+    assert f"crystals: {text.replace(' +- 0.5', '')}" in str(render_model_card(**facts))
+
+
 def test_a_card_of_another_model_says_what_that_one_is() -> None:
     (facts,) = [json.loads(path.read_text(encoding="utf-8")) for path in CARDS if path.stem == "mp_20_tiny"]
     run = facts["runs"][0]

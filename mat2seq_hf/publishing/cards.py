@@ -15,6 +15,7 @@ __all__ = ["public_model", "public_record", "public_report", "render_model_card"
 
 _SETTINGS = (
     *("model_size", "optimizer", "learning_rate", "muon_learning_rate", "weight_decay", "dropout", "batching"),
+    *("prefix_fields", "prefix_dropout", "loss_on"),
     *("batch_tokens", "gradient_accumulation_steps", "warmup_steps", "time_budget_minutes", "num_train_epochs", "seed"),
 )
 _FACTS = (
@@ -70,7 +71,15 @@ _FIGURES = (
     *("space_group_right", "valid_structure", "valid_composition", "valid"),
 )
 
-_BITS = "Validation, {crystals:,} crystals: {bits:.1f} +- {error:.1f} bits per structure (unigrams: {unigram:.1f}).\n"
+_BITS = "Validation, {crystals:,} crystals: {bits} (unigrams: {unigram:.1f}).\n"
+
+#: Bits of a run record, and what is given where they are counted.
+_GIVEN = {
+    "bits_per_structure": "",
+    "bits_given_formula": " given the formula",
+    "bits_given_fields": " given the prefix fields",
+    "bits_given_fields_and_formula": " given the prefix fields and the formula",
+}
 
 _METHOD = """\
 The prompt is the composition of the primitive cell and nothing else; missing samples are misses, none is filtered, and
@@ -132,10 +141,24 @@ def _cell(report: dict[str, Any], name: str) -> str:
     return format_figure(name, report["figures"][name])
 
 
+def _bits(run: dict[str, Any]) -> str:
+    """Validation bits of what the model was trained for, by their names."""
+    results, settings = run["results"], run["settings"]
+    names = [name for name in _GIVEN if name in results]
+    chosen_by = str(results.get("best_checkpoint_by"))
+    if settings.get("prefix_dropout", 0 if chosen_by.startswith("bits_given_fields") else None) == 0:
+        names = [name for name in names if "fields" in name] or names  # it knows no sequence without them
+    found = []
+    for name in names:
+        error = results[f"{name}_standard_error"]
+        within = "" if error is None else f" +- {error:.1f}"
+        found.append(f"{results[name]:.1f}{within} bits per structure{_GIVEN[name]}")
+    return ", ".join(found)
+
+
 def _results(runs: Sequence[dict[str, Any]], reports: Sequence[dict[str, Any]]) -> str:
-    results, validation = runs[-1]["results"], runs[-1]["data"]["validation"]
-    bits, error = results["bits_per_structure"], results["bits_per_structure_standard_error"]
-    unigram = results["unigram_bits_per_structure"]
+    crystals = runs[-1]["data"]["validation"]["crystals"]
+    unigram = next(value for name, value in runs[-1]["results"].items() if name.startswith("unigram_"))
     predicted = [report for report in reports if report.get("task", "csp") == "csp"]
     commands = [run["command"] for run in runs if run.get("command")]
     for report in reports:
@@ -143,7 +166,7 @@ def _results(runs: Sequence[dict[str, Any]], reports: Sequence[dict[str, Any]]) 
     return "\n".join(
         [
             "## Results\n",
-            _BITS.format(crystals=validation["crystals"], bits=bits, error=error, unigram=unigram),
+            _BITS.format(crystals=crystals, bits=_bits(runs[-1]), unigram=unigram),
             *(_prediction(predicted) if predicted else []),
             *(_figures(report) for report in reports if report not in predicted),
             _COMMANDS.format(commands="\n".join(commands)),
