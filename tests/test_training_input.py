@@ -194,8 +194,8 @@ def test_what_decides_the_best_checkpoint_stays_while_one_is_chosen(
     hold(checkpoint=None)
     hold()
     large = "sample_formulas" in held
-    others = ("eval_crystals=7", f"greater_is_better={not large}", "sample_formulas=5", "sample_temperature=0.7")
-    others = (*others, "sample_top_k=3")
+    others = ["eval_crystals=7", f"greater_is_better={not large}"]
+    others += ["sample_formulas=5", "sample_temperature=0.7", "sample_top_k=3"]
     for name, other in zip(_NAMES, others, strict=True):
         if name in held:
             with pytest.raises(Mat2SeqError, match=f"holds another run: {name} was .* and is now"):
