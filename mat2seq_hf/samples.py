@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache
+from itertools import accumulate
+from math import gcd
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
@@ -17,16 +18,20 @@ from .elements import ORDER
 from .errors import DecodeError, Mat2SeqError
 from .prompts import Plan, make_plan
 from .reduction import minkowski_basis
-from .tokenizer import text_of_tokens
 from .vocabulary import EOS, TOKEN_IDS
 from .wishes import Prompt
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-__all__ = ["Sample", "closest_sites", "describe_sample", "is_charge_neutral", "mark_duplicates"]
-
-_MOST_COMBINATIONS = 100_000  # of oxidation states: about a second
+__all__ = [
+    "Sample",
+    "can_be_neutral",
+    "closest_sites",
+    "describe_sample",
+    "is_charge_neutral",
+    "mark_duplicates",
+]
 
 
 class Sample(TypedDict):
@@ -82,6 +87,8 @@ def describe_sample(
         log_prob, log_prob_raw: see :class:`Sample`.
         symprec: tolerance in angstrom for the canonical text.
     """
+    from .tokenizer import text_of_tokens  # here, because evaluations need this module in processes without torch
+
     sample = Sample(
         structure=None,
         cif=None,
@@ -153,34 +160,90 @@ def _too_close(structure: Structure, distance: float, pair: Sequence[int]) -> st
     return f"{names[0]} and {names[1]} are {distance:.3f} angstrom apart, more than {VALID_DISTANCE} is needed"
 
 
-@lru_cache(maxsize=1 << 14)
+@cache
+def _ions(symbol: str) -> tuple[float | None, tuple[int, ...]] | None:
+    """Pauling electronegativity and oxidation states (smact's list of 2014) of an element; None if smact lacks it."""
+    from smact import Element
+
+    try:
+        element = Element(symbol)
+    except (KeyError, NameError, TypeError):
+        return None
+    return element.pauling_eneg, tuple(element.oxidation_states_smact14 or ())
+
+
+def can_be_neutral(composition: Iterable[tuple[str, int]]) -> bool:
+    """Whether a composition is a pure element, an alloy of metals, or neutral with the anions the more electronegative.
+
+    The rule is CDVAE's, and the verdict that of ``smact_validity`` with the oxidation states of smact's list of 2014:
+    all atoms of an element have the same one, and each cation is less electronegative than each anion. smact tries all
+    combinations, of which eight elements can have millions; here the time does not depend on their number.
+
+    Args:
+        composition: symbols and counts, each symbol once.
+
+    Returns:
+        False also for compounds of elements that smact has no electronegativity or oxidation state of.
+
+    Raises:
+        ImportError: smact is not installed.
+
+    Example:
+        >>> can_be_neutral([("Na", 1), ("Cl", 1)])
+        True
+    """
+    from smact import metals
+
+    counts = dict(composition)
+    if len(counts) == 1 or counts.keys() <= set(metals):
+        return True
+    units = gcd(*counts.values())
+    ordered: list[tuple[float, tuple[int, ...]]] = []
+    for symbol, count in counts.items():
+        electronegativity, states = _ions(symbol) or (None, ())
+        if electronegativity is None or not states:
+            return False
+        ordered.append((electronegativity, tuple(state * (count // units) for state in states)))
+    ordered.sort()
+    charges = [states for _, states in ordered]
+    # number k: the charges that the k least electronegative elements can have together if none of them is an anion,
+    # and the (negative) charges of the others if none of them is a cation
+    cations = list(accumulate(charges, _sums, initial=1))
+    anions = list(accumulate([[-charge for charge in states] for states in reversed(charges)], _sums, initial=1))[::-1]
+    return any(
+        cations[k] & anions[k]
+        for k in range(len(ordered) + 1)
+        if k in (0, len(ordered)) or ordered[k - 1][0] < ordered[k][0]  # equal ones are cations or anions together
+    )
+
+
+def _sums(reached: int, charges: Iterable[int]) -> int:
+    """Sums of one of the reached charges and one of these, negative ones left out; bit n of a set stands for n."""
+    found = 0
+    for charge in charges:
+        if charge >= 0:
+            found |= reached << charge
+    return found
+
+
 def is_charge_neutral(composition: tuple[tuple[str, int], ...]) -> bool | None:
-    """Whether smact finds a composition plausible: a pure element, an alloy, or neutral with the anions the more
-    electronegative, by the oxidation states of smact's list of 2014 (the rule of CDVAE).
+    """Whether smact finds a composition plausible, see :func:`can_be_neutral`.
 
     Args:
         composition: symbols and counts.
 
     Returns:
-        None if smact is not installed (``pip install mat2seq-hf[evaluate]``), has no data on an element, or would have
-        to try more than 100,000 combinations of oxidation states.
+        None if smact is not installed (``pip install mat2seq-hf[evaluate]``) or lacks an element, pure or not.
 
     Example:
         >>> is_charge_neutral((("Na", 1), ("Cl", 1)))
         True
     """
     try:
-        from smact import Element
-        from smact.screening import smact_validity
-    except ImportError:
-        return None
-    try:
-        states = [Element(symbol).oxidation_states_smact14 for symbol, _ in composition]
-        if math.prod(max(len(charges or ()), 1) for charges in states) > _MOST_COMBINATIONS:
+        if any(_ions(symbol) is None for symbol, _ in composition):
             return None
-        words = "".join(f"{element}{count}" for element, count in composition)
-        return bool(smact_validity(words, oxidation_states_set="smact14"))
-    except (KeyError, NameError, TypeError):
+        return can_be_neutral(composition)
+    except ImportError:
         return None
 
 
