@@ -23,7 +23,7 @@ def charge_neutral(composition: Any) -> bool | None:
 
     The rule is CDVAE's, see :func:`~..samples.can_be_neutral`: a pure element is valid, an alloy of metals is, any
     other composition needs one combination of the oxidation states of smact's list of 2014 (the one that CDVAE's
-    version of smact used) that is neutral and passes Pauling's test. A compound of an element that smact lacks has none.
+    version of smact used) that is neutral and passes Pauling's test. Compounds of elements that smact lacks have none.
 
     Args:
         composition: pymatgen Composition.
