@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..canonical import canonicalize
+from ..errors import Mat2SeqError
 from ..sequence import scheme_fingerprint
 from . import pool
-from .crystals import read_structure
+from .crystals import kinds_of_reasons, read_structure
 from .equivalents import KINDS, random_equivalent
+from .left_out import none_readable, note_of_unreadable
 from .plugins import load_function
 from .ranges import check_ranges
 from .schema import Figure, digest, share
@@ -96,6 +98,15 @@ def load_method(name: str) -> Callable[[Any], str]:
     return load_function(name, kind="method", others=f"one of {', '.join(METHODS)}")
 
 
+def _unreadable(cif: str) -> str | None:
+    """Why a crystal cannot be read, None if it can."""
+    try:
+        read_structure(cif)
+    except Mat2SeqError as error:
+        return str(error)
+    return None
+
+
 def _try(task: tuple[int, str], settings: DescriptionSettings) -> dict[tuple[str, str], bool | str]:
     """For each kind and method: whether all descriptions of one crystal gave one text, or the method's error."""
     number, cif = task
@@ -126,14 +137,14 @@ def evaluate_descriptions(
     """Describe crystals in other ways, by kind of transformation, and compare the texts of each method.
 
     Args:
-        references: crystals, see :func:`.sources.read_references`.
+        references: crystals, see :func:`.sources.read_references`; those that cannot be read are counted and left out.
         settings: see :class:`DescriptionSettings`.
 
     Returns:
         counts, figures, reasons, tables and notes of the report, and the rows of per_sample.parquet.
 
     Raises:
-        Mat2SeqError: a method cannot be found.
+        Mat2SeqError: a method cannot be found, or none of the drawn crystals can be read.
     """
     settings = settings or DescriptionSettings()
     for name in settings.methods:
@@ -142,14 +153,22 @@ def evaluate_descriptions(
     if settings.crystals is not None and settings.crystals < len(chosen):
         rng = np.random.default_rng(settings.seed)
         chosen = [chosen[place] for place in sorted(rng.choice(len(chosen), settings.crystals, replace=False).tolist())]
-    outcomes = pool.run(
-        partial(_try, settings=settings),
-        [(number, reference.cif) for number, reference in enumerate(chosen)],
-        label="describing",
-        **pool.options(settings),
-    )
+    options = pool.options(settings)
+    read = pool.run(_unreadable, [reference.cif for reference in chosen], label="reading", **options)
+    # the number of a crystal decides its transformations: it counts what is left out, too
+    tasks, kept, unreadable = [], [], {}
+    for number, (reference, outcome) in enumerate(zip(chosen, read, strict=True)):
+        reason = outcome.value if outcome.kind == "ok" else f"{outcome.kind} while reading"
+        if reason is None:
+            tasks.append((number, reference.cif))
+            kept.append(reference)
+        else:
+            unreadable[reference.id] = reason
+    if not kept:
+        raise Mat2SeqError(none_readable(unreadable))
+    outcomes = pool.run(partial(_try, settings=settings), tasks, label="describing", **options)
     rows: list[dict[str, Any]] = []
-    for reference, outcome in zip(chosen, outcomes, strict=True):
+    for reference, outcome in zip(kept, outcomes, strict=True):
         for kind in (*KINDS, _COMBINED):
             for name in settings.methods:
                 answer = outcome.value[kind, name] if outcome.value is not None else outcome.kind
@@ -174,16 +193,20 @@ def evaluate_descriptions(
     report = {
         "settings": asdict(settings),
         "scheme": scheme_fingerprint(),
-        "ids": {"crystals": digest(reference.id for reference in chosen)},
+        "ids": {"crystals": digest(reference.id for reference in kept)},
         "counts": {
-            "crystals": len(chosen),
+            "crystals": len(kept),
+            "unreadable": len(unreadable),
             "errors": sum(row["outcome"].startswith("error") for row in rows),
             "timeouts": sum(outcome.kind == "timeout" for outcome in outcomes),
             "crashes": sum(outcome.kind == "crash" for outcome in outcomes),
         },
         "figures": figures,
-        "reasons": {},
+        "reasons": kinds_of_reasons([{"reason": reason} for reason in unreadable.values()]),
         "tables": {"same_text": table},
-        "notes": [f"A crystal counts where its text and those of {settings.equivalents} other descriptions are equal."],
+        "notes": [
+            f"A crystal counts where its text and those of {settings.equivalents} other descriptions are equal.",
+            *note_of_unreadable(unreadable),
+        ],
     }
     return report, rows

@@ -10,10 +10,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..errors import Mat2SeqError
 from ..generation.loading import load_pipeline
 from .crystals import Examined, composition_prompt, examine, kinds_of_reasons, read_structure
+from .left_out import none_readable, note_of_unreadable
 from .ranges import check_ranges
-from .schema import Figure, digest, mean, plain, share
+from .schema import Figure, clustered_share, digest, mean, plain
 from .sources import Reference, SampleText
 
 __all__ = ["EfficiencySettings", "evaluate_efficiency"]
@@ -52,11 +54,11 @@ def evaluate_efficiency(
     behind "valid" are not part of it. One prompt is sampled before, to warm up.
 
     Args:
-        references: crystals whose primitive compositions are the prompts.
+        references: crystals whose primitive compositions are the prompts; those that cannot be read are counted.
         settings: see :class:`EfficiencySettings`.
 
     Raises:
-        Mat2SeqError: the model cannot be loaded.
+        Mat2SeqError: the model cannot be loaded, or none of the drawn crystals can be read.
     """
     import torch
 
@@ -66,34 +68,59 @@ def evaluate_efficiency(
     pipe = load_pipeline(settings.model)
     if settings.prompts is not None and settings.prompts < len(references):
         references = random.Random(settings.seed).sample(references, settings.prompts)
-    prompts = [composition_prompt(read_structure(reference.cif)) for reference in references]
-    pipe(prompts[0], num_return_sequences=settings.samples, seed=settings.seed)
-    rows: list[dict[str, Any]] = []
+    asked, unreadable = _prompts(references)
+    pipe(asked[0][1], num_return_sequences=settings.samples, seed=settings.seed)
+    groups: list[list[dict[str, Any]]] = []
     seconds = []
-    for reference, prompt in tqdm(
-        list(zip(references, prompts, strict=True)), desc="sampling", disable=not settings.progress, leave=False
-    ):
+    for name, prompt in tqdm(asked, desc="sampling", disable=not settings.progress, leave=False):
         _wait(pipe.device)
         start = time.perf_counter()
         samples = pipe(prompt, num_return_sequences=settings.samples, seed=settings.seed)
         _wait(pipe.device)
         seconds.append(time.perf_counter() - start)
+        groups.append([])
         for index, sample in enumerate(samples):
-            text = SampleText(reference.id, index, sample["cif"], sample["reason"], source="")
+            text = SampleText(name, index, sample["cif"], sample["reason"], source="")
             row = (examine(sample["cif"]) if sample["cif"] else Examined()).row(text)
-            rows.append(row | {"outcome": "ok", "seconds": seconds[-1] / settings.samples})
-    figures = _figures(rows, seconds, sum(parameter.numel() for parameter in pipe.model.parameters()))
+            groups[-1].append(row | {"outcome": "ok", "seconds": seconds[-1] / settings.samples})
+    rows = [row for group in groups for row in group]
+    figures = _figures(groups, seconds, sum(parameter.numel() for parameter in pipe.model.parameters()))
     device = torch.cuda.get_device_name() if pipe.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     report = {
         "settings": asdict(settings),
-        "ids": {"prompts": digest(reference.id for reference in references)},
-        "counts": {"prompts": len(prompts), "samples": len(rows), "valid": sum(bool(row["valid"]) for row in rows)},
+        "ids": {"prompts": digest(name for name, _ in asked)},
+        "counts": {
+            "prompts": len(asked),
+            "samples": len(rows),
+            "valid": sum(bool(row["valid"]) for row in rows),
+            "unreadable_references": len(unreadable),
+        },
         "figures": figures,
         "reasons": kinds_of_reasons(rows),
         "tables": {},
-        "notes": [f"Times of the wall clock on: {device}. What else the machine does at the time counts, too."],
+        "notes": [
+            f"Times of the wall clock on: {device}. What else the machine does at the time counts, too.",
+            *note_of_unreadable(unreadable),
+        ],
     }
     return report, rows
+
+
+def _prompts(references: Sequence[Reference]) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, str]]:
+    """Ids and prompts of the crystals that can be read, and by id why the others cannot.
+
+    Raises:
+        Mat2SeqError: none can.
+    """
+    asked, unreadable = [], {}
+    for reference in references:
+        try:
+            asked.append((reference.id, composition_prompt(read_structure(reference.cif))))
+        except Mat2SeqError as error:
+            unreadable[reference.id] = str(error)
+    if not asked:
+        raise Mat2SeqError(none_readable(unreadable))
+    return asked, unreadable
 
 
 def _wait(device: Any) -> None:
@@ -104,13 +131,17 @@ def _wait(device: Any) -> None:
         torch.cuda.synchronize()
 
 
-def _figures(rows: Sequence[dict[str, Any]], seconds: Sequence[float], parameters: int) -> dict[str, Figure]:
-    valid = sum(bool(row["valid"]) for row in rows)
+def _figures(
+    groups: Sequence[Sequence[dict[str, Any]]], seconds: Sequence[float], parameters: int
+) -> dict[str, Figure]:
+    """Figures of the rows of each prompt."""
+    judged = [[bool(row["valid"]) for row in group] for group in groups]
+    samples, valid = sum(map(len, judged)), sum(map(sum, judged))
     total = sum(seconds)
     return {
         "parameters": plain(parameters, 1),
         "seconds_per_prompt": mean(seconds),
-        "seconds_per_sample": plain(total / len(rows), len(rows)),
+        "seconds_per_sample": plain(total / samples, samples),
         "seconds_per_valid": plain(total / valid if valid else None, valid),
-        "valid": share(bool(row["valid"]) for row in rows),
+        "valid": clustered_share(judged),
     }
