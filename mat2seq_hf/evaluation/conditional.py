@@ -15,7 +15,7 @@ from ..errors import Mat2SeqError
 from ..sequence import scheme_fingerprint
 from . import pool
 from .crystals import counts_of, examine_all, kinds_of_reasons
-from .judges import Judge, load_judge, train_judge
+from .judges import Judge, errors_of, load_judge, train_judge
 from .novelty import uniqueness_and_novelty
 from .ranges import check_ranges
 from .schema import Figure, digest, share
@@ -85,7 +85,8 @@ def evaluate_conditional(
         counts, figures, reasons, tables and notes of the report, and the rows of per_sample.parquet.
 
     Raises:
-        Mat2SeqError: there is no such judge, or nothing to train the default one on.
+        Mat2SeqError: there is no such judge, it states its errors in no form that a report has (see
+            :mod:`.judges`), or there is nothing to train the default one on.
     """
     options = pool.options(settings)
     judge: Judge
@@ -94,6 +95,7 @@ def evaluate_conditional(
     else:
         judge = train_judge(labelled or [], settings.property, settings.inside, cache, **options)
     name = getattr(judge, "name", settings.judge)
+    errors = errors_of(judge, name)
     samples = examine_all([text.cif for text in texts], canonical=True, label="reading samples", **options)
     verdicts = uniqueness_and_novelty(samples, train, **options)
     predicted = np.full(len(texts), np.nan)
@@ -113,7 +115,6 @@ def evaluate_conditional(
         }
         for place, (text, sample) in enumerate(zip(texts, samples, strict=True))
     ]
-    errors: dict[str, Figure] = getattr(judge, "errors", {})
     notes = [
         f"Asked: {settings.words()}. Judge: {name}; it is no measurement, "
         + ("its error stands beside the success rate." if errors else "and it states no error of its own."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,11 @@ from .crystals import read_structure
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-__all__ = ["describe", "describe_cif"]
+__all__ = ["DESCRIPTORS_VERSION", "describe", "describe_cif", "descriptors_fingerprint"]
+
+#: Goes up with every change of this module, or of how a text is read, that changes a number: kept ones are then no more
+#: taken for those of today.
+DESCRIPTORS_VERSION = 1
 
 _PROPERTIES = (
     *("Z", "X", "row", "group", "mendeleev_no", "atomic_mass", "atomic_radius", "average_ionic_radius"),
@@ -89,3 +94,14 @@ def describe_cif(cif: str) -> NDArray[np.float64]:
         Mat2SeqError: it is no ordered crystal.
     """
     return describe(read_structure(cif))
+
+
+def descriptors_fingerprint() -> str:
+    """What a crystal's numbers depend on beside its text: this module, the element data, the search for neighbours."""
+    packages = []
+    for name in ("pymatgen", "pymatgen-core", "numpy"):
+        try:
+            packages.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:  # pymatgen-core is one of its own only in late versions
+            continue
+    return ", ".join([f"descriptors {DESCRIPTORS_VERSION}", *packages])

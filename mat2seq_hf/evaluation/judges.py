@@ -1,14 +1,16 @@
 """Judges say what property a crystal has. The default one learns band gaps from labels that the model has not seen.
 
 A judge is a callable that takes CIF texts and returns a number for each, nan where it cannot tell. It can have a
-``name`` and ``errors``, figures of its own error that are printed beside every figure. Packages offer judges under the
-entry point ``mat2seq_hf.judges``.
+``name`` and ``errors``, figures of its own error that stand beside the others in the report: a dict from names to
+finite numbers, such as ``{"mae": 0.31}``, or to figures with interval (None without one) and number of observations,
+such as ``{"mae": {"value": 0.31, "low": 0.29, "high": 0.33, "n": 500}}``. Packages offer judges under the entry point
+``mat2seq_hf.judges``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,14 +20,14 @@ from numpy.typing import NDArray
 
 from ..errors import Mat2SeqError
 from . import pool
-from .descriptors import describe_cif
+from .descriptors import describe_cif, descriptors_fingerprint
 from .formulas import formula_of, reduced_formula
 from .plugins import load_function
-from .schema import Figure, mean, share
+from .schema import Figure, is_figure, mean, plain, share
 from .sources import Reference
 from .store import Store
 
-__all__ = ["Judge", "TrainedJudge", "load_judge", "train_judge"]
+__all__ = ["Judge", "TrainedJudge", "errors_of", "load_judge", "train_judge"]
 
 _FOLDS = 5
 _LARGE = 1000  # labels beyond which there are many trees
@@ -117,6 +119,46 @@ def load_judge(name: str) -> Judge:
     return load_function(place, kind="judge", others=f"an entry point, here: {known}")
 
 
+def errors_of(judge: Judge, name: str | None) -> dict[str, Figure]:
+    """The figures of its own error that a judge states, as they can stand in a report; empty if it states none.
+
+    Args:
+        judge: its ``errors`` map names to finite numbers, of numpy or not, or to figures of the form
+            ``{"value", "low", "high", "n"}``. A number alone becomes a figure of one observation without interval.
+        name: how the judge is called.
+
+    Raises:
+        Mat2SeqError: they are of another form.
+    """
+    stated: Any = getattr(judge, "errors", None)
+    if stated is None:
+        return {}
+    form = "a finite number, or a dict with finite numbers as 'value', 'low', 'high' (or None) and a whole one as 'n'"
+    if not isinstance(stated, Mapping):
+        raise Mat2SeqError(f"the errors of the judge {name} must be a dict; by name, {form}; not {stated!r}"[:500])
+    errors: dict[str, Figure] = {}
+    for key, given in stated.items():
+        figure = _as_figure(given)
+        if not isinstance(key, str) or figure is None:
+            raise Mat2SeqError(f"errors[{key!r}] of the judge {name} must be {form}; not {given!r}"[:500])
+        errors[key] = figure
+    return errors
+
+
+def _as_figure(given: Any) -> Figure | None:
+    """A number or figure, of numpy's numbers or Python's, as a figure of Python's; None if it is neither."""
+    parts = dict(given) if isinstance(given, Mapping) else plain(given, 1)
+    figure = {
+        part: number.item() if isinstance(number, np.generic) else number
+        for part, number in parts.items()
+        if part in ("value", "low", "high", "n")
+    }
+    if not is_figure(figure) or any(isinstance(number, bool) for number in figure.values()):
+        return None
+    whole = isinstance(figure["n"], int)
+    return figure if whole and (figure["value"] is not None or isinstance(given, Mapping)) else None
+
+
 def _features(cifs: Sequence[str], label: str, options: dict[str, Any]) -> NDArray[np.float64]:
     """Descriptors, shape (n, features); a row of nan for what cannot be read."""
     outcomes = pool.run(describe_cif, list(cifs), label=label, **options)
@@ -193,11 +235,11 @@ def train_judge(
 
 
 def _cached_features(kept: Sequence[Reference], cache: Path | None, options: dict[str, Any]) -> NDArray[np.float64]:
-    """Descriptors of labelled crystals, kept in a file of numbers with a fingerprint of the texts.
+    """Descriptors of labelled crystals, kept in a file of numbers with a fingerprint of the texts and of what computes.
 
     A row of nan was not computed, because it failed or ran out of time: it is tried again.
     """
-    fingerprint = Store.key(*(item.cif for item in kept))
+    fingerprint = Store.key(descriptors_fingerprint(), *(item.cif for item in kept))
     features = np.full((len(kept), 1), np.nan)
     if cache is not None and cache.exists():
         try:

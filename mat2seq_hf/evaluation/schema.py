@@ -40,6 +40,7 @@ __all__ = [
     "clustered_share",
     "digest",
     "format_figure",
+    "is_figure",
     "is_share",
     "load_report",
     "mean",
@@ -336,13 +337,13 @@ def load_report(path: str | Path) -> dict[str, Any]:
     parts = ("figures", "settings", "inputs", "versions", "ids", "counts")
     wrong += [part for part in parts if not isinstance(report.get(part, {}), dict)]
     if not wrong:
-        wrong = [f"the figure {name}" for name, figure in report["figures"].items() if not _is_figure(figure)]
+        wrong = [f"the figure {name}" for name, figure in report["figures"].items() if not is_figure(figure)]
     if wrong:
         raise Mat2SeqError(f"{file} is no report as `mat2seq evaluate` writes it: {', '.join(wrong)} cannot be read")
     return report
 
 
-def _is_figure(figure: Any) -> bool:
+def is_figure(figure: Any) -> bool:
     """Whether this is a :data:`Figure`, with finite numbers or None."""
     if not isinstance(figure, dict) or not {"value", "low", "high", "n"} <= figure.keys():
         return False
