@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from pymatgen.core import Composition, Element, Lattice, Structure
+from pymatgen.io.cif import CifWriter
 from synthetic import cif_of
 from transformers import GPT2LMHeadModel
 
@@ -27,13 +29,13 @@ from mat2seq_hf.evaluation.csp import CspSettings
 from mat2seq_hf.evaluation.denovo import DenovoSettings
 from mat2seq_hf.evaluation.descriptions import METHODS, DescriptionSettings, evaluate_descriptions
 from mat2seq_hf.evaluation.descriptors import describe
-from mat2seq_hf.evaluation.efficiency import EfficiencySettings, evaluate_efficiency
+from mat2seq_hf.evaluation.efficiency import EfficiencySettings, _figures, evaluate_efficiency
 from mat2seq_hf.evaluation.equivalents import random_equivalent
 from mat2seq_hf.evaluation.hull import Hull, read_corpus_by_system
 from mat2seq_hf.evaluation.judges import _cached_features, _TwoSteps, load_judge, train_judge
 from mat2seq_hf.evaluation.literature import LiteratureSettings
 from mat2seq_hf.evaluation.potential import load_calculator, single_point
-from mat2seq_hf.evaluation.schema import load_report
+from mat2seq_hf.evaluation.schema import clustered_share, load_report
 from mat2seq_hf.evaluation.sources import Reference, SampleText
 from mat2seq_hf.evaluation.stability import StabilitySettings, evaluate_stability
 from mat2seq_hf.evaluation.store import Store
@@ -330,6 +332,50 @@ def test_a_judge_has_to_answer_for_each_crystal() -> None:
     assert any("states no error of its own" in note for note in report["notes"])
 
 
+def stating(cifs: Sequence[str]) -> list[float]:
+    """A judge whose errors a test sets."""
+    return [0.5] * len(cifs)
+
+
+@pytest.mark.parametrize("number", [0.31, 1, np.float32(0.5), np.int64(2)])
+def test_an_error_that_a_judge_states_as_a_number_stands_in_the_report(
+    number: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interval = {"value": number, "low": None, "high": np.float64(3.0), "n": np.int64(7), "unit": object()}
+    monkeypatch.setattr(stating, "errors", {"mae": number, "rmse": interval}, raising=False)
+    pd.DataFrame({"cif": [cif_of(metal("Cu", 3.6))]}).to_parquet(tmp_path / "samples.parquet")
+    asked = ["evaluate", "conditional", str(tmp_path / "samples.parquet"), "--below", "1", "-o", str(tmp_path / "o")]
+    assert main([*asked, "--judge", f"{__name__}:stating"]) == 0
+    figures = load_report(tmp_path / "o")["figures"]
+    assert figures["mae"] == {"value": pytest.approx(float(number)), "low": None, "high": None, "n": 1}
+    assert figures["rmse"] == {"value": pytest.approx(float(number)), "low": None, "high": 3.0, "n": 7}
+    assert "| mae |" in (tmp_path / "o" / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "errors",
+    [
+        {"mae": float("nan")},
+        {"mae": "0.31"},
+        {"mae": None},
+        {"mae": True},
+        {"mae": [0.3, 0.4]},
+        {"mae": {"value": 0.31}},
+        {"mae": {"value": 0.31, "low": None, "high": np.float32("inf"), "n": 3}},
+        {"mae": {"value": 0.31, "low": None, "high": None, "n": None}},
+        {5: 0.31},
+        [0.31],
+    ],
+)
+def test_errors_of_another_form_are_refused_before_any_work(errors: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stating, "errors", errors, raising=False)
+    monkeypatch.setattr("mat2seq_hf.evaluation.conditional.examine_all", lambda *_, **__: pytest.fail("work"))
+    settings = ConditionalSettings(below=1.0, judge=f"{__name__}:stating", progress=False)
+    key = f"errors[{next(iter(errors))!r}] of" if isinstance(errors, dict) else "the errors of"
+    with pytest.raises(Mat2SeqError, match=f"{re.escape(key)} the judge {__name__}:stating must be .*a finite number"):
+        evaluate_conditional(texts_of([metal("Cu", 3.6)]), None, None, settings)
+
+
 def test_the_default_judge_learns_and_says_how_well() -> None:
     pytest.importorskip("sklearn")
     rng = np.random.default_rng(0)
@@ -416,6 +462,28 @@ def test_kept_descriptors_survive_what_broke_and_try_again_what_failed(
     assert [file.name for file in tmp_path.iterdir()] == ["kept.npz"]
 
 
+def test_kept_descriptors_are_computed_anew_by_other_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = [Reference("0", cif_of(metal("Cu", 3.6)))]
+    asked: list[str] = []
+
+    def describe_one(cif: str) -> list[float]:
+        asked.append(cif)
+        return [float(len(asked))]
+
+    monkeypatch.setattr("mat2seq_hf.evaluation.judges.describe_cif", describe_one)
+
+    def kept_or_new() -> float:
+        return float(_cached_features(kept, tmp_path / "kept.npz", {"progress": False})[0, 0])
+
+    assert [kept_or_new(), kept_or_new()] == [1, 1]
+    monkeypatch.setattr("mat2seq_hf.evaluation.descriptors.DESCRIPTORS_VERSION", 0)
+    assert [kept_or_new(), kept_or_new()] == [2, 2]
+    monkeypatch.setattr("mat2seq_hf.evaluation.descriptors.metadata.version", lambda _: "another")
+    assert [kept_or_new(), kept_or_new()] == [3, 3]
+
+
 def test_the_default_judge_knows_labels_below_zero() -> None:
     pytest.importorskip("sklearn")
     rng = np.random.default_rng(0)
@@ -464,6 +532,28 @@ def test_descriptions_tell_methods_apart(crystals: dict[str, Structure]) -> None
     assert set(METHODS) == {"mat2seq_hf", "symmetrised_cif", "cif"}
 
 
+def disordered() -> str:
+    half = Structure(Lattice.cubic(4.0), [{"Na": 0.5, "K": 0.5}, {"Cl": 1}], [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
+    return str(CifWriter(half))
+
+
+def test_crystals_that_cannot_be_read_are_no_fault_of_a_method(crystals: dict[str, Structure]) -> None:
+    salts = [Reference(name, cif_of(crystals[name])) for name in ("NaCl", "rutile")]
+    bad = [Reference("half", disordered()), Reference("text", "broken")]
+    settings = DescriptionSettings(methods=("mat2seq_hf", "cif"), equivalents=1, progress=False)
+    report, rows = evaluate_descriptions([bad[0], *salts, bad[1]], settings)
+    assert report["figures"]["same text: mat2seq_hf, all"]["value"] == 1
+    assert report["figures"]["same text: mat2seq_hf, all"]["n"] == report["counts"]["crystals"] == 2
+    assert report["counts"]["unreadable"] == 2
+    assert report["counts"]["errors"] == 0
+    assert report["reasons"]["partially occupied sites"] == 1
+    assert sum(report["reasons"].values()) == 2
+    assert {row["prompt_id"] for row in rows} == {"NaCl", "rutile"}
+    assert any("left out: half, text" in note for note in report["notes"])
+    with pytest.raises(Mat2SeqError, match=r"none of the 2 .* half: partially occupied sites"):
+        evaluate_descriptions(bad, settings)
+
+
 def test_coverage_asks_for_nearness_in_both_structure_and_composition() -> None:
     first = (np.array([[0.0], [0.0], [9.0]]), np.array([[0.0], [50.0], [0.0]]))
     second = (np.array([[0.1], [5.0]]), np.array([[1.0], [1.0]]))
@@ -488,6 +578,33 @@ def test_efficiency_counts_parameters_and_seconds(crystals: dict[str, Structure]
     assert report["figures"]["parameters"]["value"] == sum(p.numel() for p in network.parameters())
     assert report["figures"]["seconds_per_prompt"]["value"] > 0
     assert len(rows) == 2
+
+
+def test_efficiency_leaves_out_crystals_that_cannot_be_read(crystals: dict[str, Structure], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = GPT2LMHeadModel(gpt2_config("tiny", n_embd=16, n_layer=1, n_head=2, n_positions=128))
+    model = str(save_model_folder(network, build_tokenizer(), tmp_path / "model", with_code=False))
+    settings = EfficiencySettings(model, samples=2, threads=1, progress=False)
+    salts = [Reference(name, cif_of(crystals[name])) for name in ("NaCl", "rutile")]
+    bad = Reference("half", disordered())
+    report, rows = evaluate_efficiency([bad, *salts], settings)
+    assert [row["prompt_id"] for row in rows] == ["NaCl"] * 2 + ["rutile"] * 2
+    assert (report["counts"]["prompts"], report["counts"]["unreadable_references"]) == (2, 1)
+    assert report["ids"] == evaluate_efficiency(salts, settings)[0]["ids"]
+    assert any("left out: half (the first: partially occupied sites)" in note for note in report["notes"])
+    groups = [[row["valid"] for row in rows[:2]], [row["valid"] for row in rows[2:]]]
+    assert report["figures"]["valid"] == clustered_share(groups)
+    with pytest.raises(Mat2SeqError, match=r"none of the 1 .* half: partially occupied sites"):
+        evaluate_efficiency([bad], settings)
+
+
+def test_the_interval_of_efficiency_knows_that_samples_of_a_prompt_resemble_each_other() -> None:
+    groups = [[{"valid": prompt < 3}] * 20 for prompt in range(6)]
+    figures = _figures(groups, [1.0] * 6, 1)
+    assert figures["valid"]["value"] == 0.5
+    assert figures["valid"] == clustered_share([[row["valid"] for row in group] for group in groups])
+    assert figures["seconds_per_sample"]["value"] == pytest.approx(6 / 120)
+    assert figures["seconds_per_valid"]["value"] == pytest.approx(6 / 60)
 
 
 def test_efficiency_says_that_a_model_cannot_be_loaded(
