@@ -106,7 +106,8 @@ def loose_texts(options: argparse.Namespace, split: str, symprec: float) -> list
     if not source.is_file():
         table = pd.read_parquet(options.data / "mp_20" / f"{split}.parquet")
         chosen = table[table.coordinates == "raw"] if split == "train" else table.sample(1000, random_state=0)
-        chosen[["material_id", "cif"]].to_parquet(source)
+        chosen[["material_id", "cif"]].to_parquet(unfinished := source.with_suffix(".tmp"))
+        unfinished.replace(source)
     prepare([source], folder, symprec=symprec, num_proc=options.threads)
     return texts_of(folder, raw=False)
 
@@ -151,7 +152,9 @@ def fresh_model(arm: Arm, width: int, seed: int, folder: Path) -> Path:
     else:
         config = gpt2_config("tiny", dropout=0.0, symprec=arm.symprec, n_embd=width, n_head=heads)
     torch.manual_seed(seed)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    unfinished = folder.with_suffix(".tmp")
+    AutoModelForCausalLM.from_config(config).save_pretrained(unfinished)
+    unfinished.rename(folder)
     return folder
 
 
@@ -170,7 +173,7 @@ def train_arm(options: argparse.Namespace, name: str, seed: int) -> tuple[dict[s
     budget = options.raw_tokens if arm.raw else options.tokens
     folder: Path = options.work / f"{name}_{options.width}_{budget:.0f}_seed{seed}"  # another budget is another run
     steps = max(1, round(budget / (2 * len(corpus.ids) / len(plan))))
-    if not (folder / "start" / "model.safetensors").is_file():
+    if not (folder / "start").is_dir():
         fresh_model(arm, options.width, seed, folder / "start")
     settings = {
         "recipe": "tiny",
@@ -224,7 +227,7 @@ def predict(options: argparse.Namespace, arm: Arm, folder: Path, seed: int) -> d
             sample = CanonicalCrystal.from_text(text_of_tokens(ids)).to_structure()
         except Mat2SeqError:
             continue
-        if (found := matcher.get_rms_dist(truth, sample)) is not None:
+        if (found := matcher.get_rms_dist(truth, sample)) is not None:  # in this order for all rows of the table
             distances.append(float(found[0]))
     share = len(distances) / len(truths)
     return {
@@ -241,7 +244,7 @@ def read_rows(output: Path) -> list[dict[str, Any]]:
     path, rows = output / "arms.jsonl", []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
-            rows.append(json.loads(line))
+            rows.append({"eval_crystals": 1000, "temperature": 0.5} | json.loads(line))  # the first rows lack them
         except json.JSONDecodeError:
             continue
     return rows
@@ -259,7 +262,7 @@ def run(options: argparse.Namespace) -> None:
         for name in options.arms:
             arm = ARMS[name]
             key = {"arm": name, "seed": seed, "tokens": options.raw_tokens if arm.raw else options.tokens}
-            key |= {"width": options.width, "formulas": options.formulas}
+            key |= {name: getattr(options, name) for name in ("width", "formulas", "eval_crystals", "temperature")}
             if any(key.items() <= row.items() for row in read_rows(options.output)):
                 print(f"{name}, seed {seed}: finished before")
                 continue

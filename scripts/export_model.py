@@ -62,6 +62,25 @@ def settings_of(config: Any) -> dict[str, Any]:
     return {name: value for name, value in named.items() if value is not None}
 
 
+def facts_of_runs(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The run's record, and those of the runs before it, for the card.
+
+    Raises:
+        Mat2SeqError: a file is not there or is none of these.
+    """
+    from mat2seq_hf.errors import Mat2SeqError
+
+    path: Path = options.record or options.run / "run_record.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        path = options.after or path
+        return record, json.loads(path.read_text(encoding="utf-8"))["runs"] if options.after else []
+    except FileNotFoundError as error:
+        raise Mat2SeqError(f"{path} is not there, and a card needs it; --record names a run's record") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise Mat2SeqError(f"{path} is no record of a run, nor facts of a model: {error!r}") from error
+
+
 def main() -> None:
     """Write the folder and the card."""
     import torch
@@ -82,6 +101,7 @@ def main() -> None:
         source = weights_folder(options.run)
         check_sampling({"temperature": options.temperature, "top_k": options.top_k})
         reports = [public_report(load_report(report)) for report in options.report or []]
+        record, earlier = facts_of_runs(options) if reports else ({}, [])
     except Mat2SeqError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, options.dtype))
@@ -113,8 +133,6 @@ def main() -> None:
     print(f"{options.output}: {sum(file.stat().st_size for file in options.output.iterdir()) / 1e6:.1f} MB")
     if not reports:
         return
-    record = json.loads((options.record or options.run / "run_record.json").read_text(encoding="utf-8"))
-    earlier = [] if options.after is None else json.loads(options.after.read_text(encoding="utf-8"))["runs"]
     name = options.name or str(options.output)
     facts = {
         "name": name,

@@ -89,7 +89,9 @@ def matches(folder: Path, asked: list[Any], truths: dict[str, Any]) -> list[dict
             rms = matcher.rms(drawn, targets[row["prompt_id"]])
         kept = {name: row[name] for name in ("text", "log_prob", "finished", "valid")}
         rows.append({"id": row["prompt_id"], "match": rms is not None, **kept})
-    remembered.write_text(json.dumps(rows), encoding="utf-8")
+    unfinished = remembered.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(rows), encoding="utf-8")
+    unfinished.replace(remembered)
     return rows
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import filecmp
 import hashlib
+import random
 import shutil
 import subprocess
 import sys
@@ -77,18 +78,18 @@ def call(log: Path, name: str, *arguments: str | Path) -> None:
         sys.exit(f"scripts/{name} ended with {code}; see {log}")
 
 
-def prompts_of(options: argparse.Namespace, split: str) -> Path:
-    """The prompts of a split: its prepared folder, or its first shard cut short."""
+def prompts_of(options: argparse.Namespace, split: str) -> list[str | Path]:
+    """Options of generate.py for the prompts of a split: all of its prepared folder, or random ones."""
     folder: Path = options.prepared / split
     if options.prompts is None:
-        return folder
-    import pyarrow.parquet as pq
+        return ["--prompts", folder]
+    from mat2seq_hf.generation import read_prompts
 
-    first = min(folder.glob("part-*.parquet"))
-    part: Path = options.runs / options.name / f"prompts_{split}"
-    part.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pq.read_table(first).slice(0, options.prompts), part / "part-00000.parquet")
-    return part
+    names = sorted(asked.prompt_id for asked in read_prompts(folder))
+    ids: Path = options.runs / options.name / f"prompts_{split}_{options.prompts}.txt"
+    ids.parent.mkdir(parents=True, exist_ok=True)
+    ids.write_text("\n".join(random.Random(0).sample(names, min(options.prompts, len(names)))), encoding="utf-8")
+    return ["--prompts", folder, "--ids", ids]
 
 
 def fingerprint(source: Path) -> str:
@@ -164,7 +165,7 @@ def main() -> None:
     pack(records, made, out)
     for split in options.splits:
         call(
-            log, "generate.py", "--prompts", prompts_of(options, split), "--model", made / "model", "--samples",
+            log, "generate.py", *prompts_of(options, split), "--model", made / "model", "--samples",
             str(options.samples), "--rows", str(options.rows), "--output", made / samples_name(options, split),
         )  # fmt: skip
         pack(records, made, out)

@@ -14,6 +14,7 @@ from mat2seq_hf import build_tokenizer, gpt2_config
 from mat2seq_hf.publishing import save_model_folder
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "export_model.py"
+REPORT = Path(__file__).parent.parent / "results" / "mp_20_val_1000x1"
 
 
 def export(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -61,6 +62,8 @@ def test_nothing_is_written_where_something_is_wrong(tmp_path: Path) -> None:
         (["--temperature", 0], "temperature must be"),
         (["--top-k", -1], "top_k must be"),
         (["--report", tmp_path / "nosuch"], "nosuch"),
+        (["--report", REPORT], "run_record.json is not there, and a card needs it"),
+        (["--report", REPORT, "--record", REPORT / "report.md"], "report.md is no record of a run"),
     ):
         done = export(source, "-o", tmp_path / "output", *wrong)
         assert done.returncode == 1
