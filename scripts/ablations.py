@@ -80,6 +80,8 @@ def write_corpus(folder: Path, sequences: list[list[int]], scheme: str) -> Path:
     write_table(
         table.replace_schema_metadata({METADATA_KEY: json.dumps({"scheme": scheme})}), folder / "part-00000.parquet"
     )
+    report = json.dumps({"encoded": len(sequences), "scheme": scheme})
+    (folder / "report.json").write_text(report + "\n", encoding="utf-8")
     return folder
 
 
@@ -122,7 +124,7 @@ def corpus_of(options: argparse.Namespace, arm: Arm, split: str) -> Path:
     from mat2seq_hf.vocabulary import BOS, EOS, TOKEN_IDS, tokenize
 
     folder: Path = options.work / "corpora" / f"{arm.writing}_{arm.symprec}{'_raw' * arm.raw}" / split
-    if list(folder.glob("part-*.parquet")):
+    if (folder / "report.json").is_file():
         return folder
     if arm.symprec == 0.01:
         texts = texts_of(options.prepared / split, arm.raw and split == "train")
