@@ -150,6 +150,15 @@ def test_a_polymorph_proposed_for_the_other_prompt_counts_for_metre_alone(
     assert value(report, "metre_crmse") == pytest.approx(0.5 / 3, abs=1e-4)
 
 
+def test_a_report_speaks_of_metre_only_where_it_was_computed(
+    references: list[Reference], salts: dict[str, str]
+) -> None:
+    texts = [sample("rock", number, salts["rock"]) for number in range(2)]
+    for polymorphs in (True, False):
+        report, _ = evaluate_csp(texts, references, replace(QUIET, polymorphs=polymorphs))
+        assert ("metre" in report["figures"]) == any("METRe" in note for note in report["notes"]) == polymorphs
+
+
 @pytest.mark.skipif(not smact_installed(), reason="needs smact")
 def test_with_the_filter_invalid_samples_are_misses() -> None:
     fluorite = [[0.0, 0.0, 0.0], [0.25, 0.25, 0.25]]

@@ -148,7 +148,7 @@ def evaluate_csp(
         "figures": figures,
         "reasons": kinds_of_reasons(rows),
         "tables": tables,
-        "notes": [*_notes(truths, k), *numbering],
+        "notes": [*_notes(truths, k, polymorphs=settings.polymorphs), *numbering],
     }
     return report, rows
 
@@ -284,7 +284,7 @@ def _polymorphs(
     return figures, counts | {f"polymorph_{kind}s": count for kind, count in failed.items()}
 
 
-def _notes(truths: Mapping[str, Examined], k: int) -> list[str]:
+def _notes(truths: Mapping[str, Examined], k: int, *, polymorphs: bool) -> list[str]:
     notes = [
         "No sample is picked: the rate of 1 sample is the mean over all samples, and missing samples are misses.",
         "Intervals are 95 %; those over samples take into account that samples of one prompt resemble each other.",
@@ -298,5 +298,6 @@ def _notes(truths: Mapping[str, Examined], k: int) -> list[str]:
         )
     if k > 1:
         notes.append(f"k is {k}.")
+    if k > 1 and polymorphs:
         notes.append("METRe and polymorphs use all samples of all prompts of a formula.")
     return notes
