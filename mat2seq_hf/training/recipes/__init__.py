@@ -1,9 +1,9 @@
 """Recipes: YAML files of :class:`~..config.TrainConfig` fields.
 
 ``sizes/`` holds what depends on the size of the model, ``corpora/`` what depends on the crystals. ``mp_20_small`` is
-``sizes/small.yaml`` with ``corpora/mp_20.yaml`` over it. A file in this folder, or one of the user's own, may begin
-with ``extends: [small, mp_20]`` and say what is different. A YAML file that is extended lies beside the one that names
-it, or has a path from there.
+``sizes/small.yaml`` with ``corpora/mp_20.yaml`` over it, unless a file has that name (``perov_5_tiny.yaml``). A file in
+this folder, or one of the user's own, may begin with ``extends: [small, mp_20]`` and say what is different. A YAML
+file that is extended lies beside the one that names it, or has a path from there.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def recipe_names() -> list[str]:
         True
     """
     pairs = [f"{corpus}_{size}" for corpus in _stems(_CORPORA) for size in _stems(_SIZES)]
-    return sorted([*pairs, *_stems(_FOLDER)])
+    return sorted({*pairs, *_stems(_FOLDER)})
 
 
 def _read(path: Path) -> dict[str, Any]:
