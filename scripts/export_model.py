@@ -45,6 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--corpus", default="a corpus of its own", help="what the training crystals are, for the card")
     parser.add_argument("--name", help="repository or folder that the card's snippets load (default: OUTPUT)")
     parser.add_argument("--command", help="the training command, for the card")
+    parser.add_argument("--example", default="BaTiO3", help="formula that the card's snippet asks for")
     return parser.parse_args()
 
 
@@ -138,6 +139,7 @@ def main() -> None:
         "name": name,
         "title": options.title or name,
         "corpus": options.corpus,
+        "example": options.example,
         "model": public_model(model.config),
         "runs": [*earlier, {**public_record(record), "command": options.command}],
         "reports": [{**report, "sampling": sampling} for report, sampling in zip_longest(reports, options.sampling)],

@@ -29,7 +29,7 @@ from transformers import pipeline
 import mat2seq_hf  # pip install mat2seq-hf
 
 pipe = pipeline("crystal-generation"{model})
-pipe("BaTiO3", num_return_sequences=4)
+pipe("{example}", num_return_sequences=4)
 ```
 """
 
@@ -243,6 +243,7 @@ def render_model_card(
     model: dict[str, Any],
     runs: Sequence[dict[str, Any]],
     reports: Sequence[dict[str, Any]],
+    example: str = "BaTiO3",
 ) -> ModelCard:
     """The card of a model.
 
@@ -254,6 +255,7 @@ def render_model_card(
         runs: :func:`public_record` of each training run that led to it, the first one first, with the ``command`` that
             made it where it is known.
         reports: :func:`public_report` of its evaluations, each with the command that drew its samples (``sampling``).
+        example: formula that the card's snippet asks for.
 
     Returns:
         a card with metadata; ``str(card)`` is its Markdown.
@@ -272,7 +274,7 @@ def render_model_card(
         "canonical text for each crystal, sampled under a grammar. "
         + ("It ships inside the package mat2seq_hf and needs no download." if shipped else ""),
         "## Use",
-        _SNIPPET.format(model="" if shipped else f', model="{name}"'),
+        _SNIPPET.format(model="" if shipped else f', model="{name}"', example=example),
         "" if shipped else _WITHOUT_PACKAGE.format(name=name),
         _training(model, runs, corpus),
         _results(runs, reports),
