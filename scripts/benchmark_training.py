@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="folder of prepared shards")
     parser.add_argument("--nanogpt", type=Path, required=True, help="folder with nanoGPT's model.py")
     parser.add_argument("--size", default="tiny", choices=("tiny", "small", "large"))
-    parser.add_argument("--model-type", default="gpt2", choices=("gpt2", "llama"), help="ours; theirs is a GPT-2")
+    parser.add_argument("--model-type", default="llama", choices=("gpt2", "llama"), help="ours; theirs is a GPT-2")
     parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens of a micro-batch")
     parser.add_argument("--accumulate", type=int, default=2, help="micro-batches of a step")
     parser.add_argument("--block", type=int, default=512, help="nanoGPT's window, and our packed rows")
