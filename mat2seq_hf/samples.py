@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from itertools import accumulate
 from math import gcd
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -160,13 +161,16 @@ def _too_close(structure: Structure, distance: float, pair: Sequence[int]) -> st
     return f"{names[0]} and {names[1]} are {distance:.3f} angstrom apart, more than {VALID_DISTANCE} is needed"
 
 
+def _smact() -> Any:
+    """The package, by its name: transformers demands what a copied file imports of everyone who loads a model."""
+    return import_module("smact")
+
+
 @cache
 def _ions(symbol: str) -> tuple[float | None, tuple[int, ...]] | None:
     """Pauling electronegativity and oxidation states (smact's list of 2014) of an element; None if smact lacks it."""
-    from smact import Element
-
     try:
-        element = Element(symbol)
+        element = _smact().Element(symbol)
     except (KeyError, NameError, TypeError):
         return None
     return element.pauling_eneg, tuple(element.oxidation_states_smact14 or ())
@@ -192,9 +196,7 @@ def can_be_neutral(composition: Iterable[tuple[str, int]]) -> bool:
         >>> can_be_neutral([("Na", 1), ("Cl", 1)])
         True
     """
-    from smact import metals
-
-    counts = dict(composition)
+    counts, metals = dict(composition), _smact().metals
     if len(counts) == 1 or counts.keys() <= set(metals):
         return True
     units = gcd(*counts.values())

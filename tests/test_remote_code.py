@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from pymatgen.core import Structure
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers import pipeline as make_pipeline
+from transformers.dynamic_module_utils import get_imports
 
 from mat2seq_hf import build_tokenizer, canonicalize, gpt2_config, llama_config
 from mat2seq_hf.errors import PromptError
@@ -112,6 +115,13 @@ def test_a_saved_folder_gives_tokenizer_and_pipeline_without_the_package(
         "plain_ids": expected,
         "package": False,
     }
+
+
+def test_a_folder_demands_nothing_but_dependencies_of_the_package(folder: Path) -> None:
+    # transformers refuses to load code whose imports, those inside functions too, are not all installed
+    demanded = {name for path in folder.glob("*.py") for name in get_imports(path)} - sys.stdlib_module_names
+    required = {re.split(r"[^\w-]", line)[0] for line in requires("mat2seq-hf") or [] if "extra ==" not in line}
+    assert {"torch", "pymatgen"} <= demanded <= required
 
 
 def test_a_model_that_is_loaded_with_trust_generates_by_formula_and_by_tokens(folder: Path) -> None:
