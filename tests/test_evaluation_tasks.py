@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mat2seq_hf.cli import main
 from mat2seq_hf.errors import Mat2SeqError
 from mat2seq_hf.evaluation import pool
 from mat2seq_hf.evaluation.conditional import ConditionalSettings, evaluate_conditional
-from mat2seq_hf.evaluation.coverage import CoverageCutoffs, covered, structure_fingerprint
+from mat2seq_hf.evaluation.coverage import CoverageCutoffs, coverage, covered, structure_fingerprint
 from mat2seq_hf.evaluation.csp import CspSettings
 from mat2seq_hf.evaluation.denovo import DenovoSettings
 from mat2seq_hf.evaluation.descriptions import METHODS, DescriptionSettings, evaluate_descriptions
@@ -480,7 +481,7 @@ def test_kept_descriptors_are_computed_anew_by_other_descriptors(
     assert [kept_or_new(), kept_or_new()] == [1, 1]
     monkeypatch.setattr("mat2seq_hf.evaluation.descriptors.DESCRIPTORS_VERSION", 0)
     assert [kept_or_new(), kept_or_new()] == [2, 2]
-    monkeypatch.setattr("mat2seq_hf.evaluation.descriptors.metadata.version", lambda _: "another")
+    monkeypatch.setattr("mat2seq_hf.evaluation.store.metadata.version", lambda _: "another")
     assert [kept_or_new(), kept_or_new()] == [3, 3]
 
 
@@ -558,6 +559,28 @@ def test_coverage_asks_for_nearness_in_both_structure_and_composition() -> None:
     first = (np.array([[0.0], [0.0], [9.0]]), np.array([[0.0], [50.0], [0.0]]))
     second = (np.array([[0.1], [5.0]]), np.array([[1.0], [1.0]]))
     assert covered(first, second, CoverageCutoffs(0.4, 10.0)).tolist() == [True, False, False]
+
+
+@pytest.mark.skipif(find_spec("matminer") is None, reason="coverage needs the element data of matminer")
+def test_kept_fingerprints_give_the_same_coverage_and_are_not_computed_again(
+    crystals: dict[str, Structure], tmp_path: Path
+) -> None:
+    samples, references = [cif_of(crystals["NaCl"]), "broken", None], [cif_of(crystals[n]) for n in ("NaCl", "rutile")]
+    kept = tmp_path / "new" / "cache.jsonl"
+    options = {"processes": 1, "timeout": 60.0, "progress": False}
+    figures, note = coverage(samples, references, CoverageCutoffs(), kept, **options)
+    assert figures["coverage_recall"]["value"] == 1 / 2
+    assert figures["coverage_precision"]["value"] == pytest.approx(1 / 3)
+    assert "1 of 3 samples and 2 of 2 references" in note
+    assert coverage(samples, references, CoverageCutoffs(), None, **options) == (figures, note)
+    lines = kept.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2  # salt is in both, and what is broken is tried again
+    moved = [json.loads(line) for line in lines]
+    moved[0]["value"]["structure"] = [1e3] * 61  # if these were computed again, salt would be near itself
+    kept.write_text("".join(json.dumps(line) + "\n" for line in moved[:1]) + lines[1][:100], encoding="utf-8")
+    again, _ = coverage(samples, references[1:], CoverageCutoffs(), kept, **options)
+    assert again["coverage_precision"]["value"] == 0
+    assert kept.read_text(encoding="utf-8").splitlines()[-1] == lines[1]  # the one that was cut off
 
 
 def test_fingerprints_know_octahedra_and_do_not_depend_on_the_cell(crystals: dict[str, Structure]) -> None:

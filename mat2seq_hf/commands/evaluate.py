@@ -169,6 +169,8 @@ def _declare_denovo(parser: argparse.ArgumentParser) -> None:
     add("--cutoffs", type=float, nargs=2, default=(0.4, 10.0), metavar=("STRUCTURE", "COMPOSITION"),
         help="coverage (default: 0.4 10, CDVAE's for MP-20; Perov-5 and Carbon-24 have 0.2 4)")  # fmt: skip
     add("--no-coverage", action="store_true", help="leave coverage out: it takes about 0.3 s a crystal of MP-20")
+    add("--cache", type=Path, metavar="FILE",
+        help="keeps what coverage computes for later evaluations (default: OUTPUT/cache.jsonl)")  # fmt: skip
     add("--symprec", type=float, default=0.1, help="tolerance of space groups in angstrom (default: 0.1)")
 
 
@@ -184,7 +186,8 @@ def _denovo(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, An
         **_common(args),
     )
     references = read_references(args.reference) if args.reference else None
-    return evaluate_denovo(read_samples(args.samples), references, args.train, settings)
+    cache = args.cache or args.output / "cache.jsonl"
+    return evaluate_denovo(read_samples(args.samples), references, args.train, settings, cache)
 
 
 def _declare_stability(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -24,6 +24,7 @@ from ..errors import Mat2SeqError
 from . import pool
 from .crystals import read_structure
 from .schema import Figure, share
+from .store import Store, packages_fingerprint
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -48,6 +49,9 @@ _MOTIFS: dict[int, tuple[str, ...]] = {
     12: ("cuboctahedral", "q2", "q4", "q6"),
 }
 _MAX_COORDINATION = 24
+
+#: Goes up with every change of this module, or of how a text is read, that changes a structure's fingerprint.
+_COVERAGE_VERSION = 1
 
 _PROPERTIES = (
     *("Number", "MendeleevNumber", "AtomicWeight", "MeltingT", "Column", "Row", "CovalentRadius", "Electronegativity"),
@@ -142,13 +146,15 @@ def _scaler() -> tuple[_Floats, _Floats]:
     return np.array(constants["means"]), np.array(constants["deviations"])
 
 
-def composition_fingerprint(structure: Structure) -> _Floats:
-    """Standardised Magpie statistics of the composition, shape (132,); missing data count as the mean.
+def composition_fingerprint(amounts: Mapping[str, float]) -> _Floats:
+    """Standardised Magpie statistics of a composition, shape (132,); missing data count as the mean.
+
+    Args:
+        amounts: of the elements, by their symbols.
 
     Raises:
         Mat2SeqError: matminer is not installed, or an element is beyond its data.
     """
-    amounts = structure.composition.get_el_amt_dict()
     from pymatgen.core import Element
 
     numbers = [Element(symbol).Z for symbol in amounts]
@@ -165,9 +171,31 @@ def composition_fingerprint(structure: Structure) -> _Floats:
     return scaled
 
 
-def _fingerprints(cif: str) -> tuple[_Floats, _Floats]:
+def _described(cif: str) -> dict[str, Any]:
+    """What is kept of a crystal: structure fingerprint, and amounts of its elements, which give the other one."""
     structure = read_structure(cif)
-    return structure_fingerprint(structure), composition_fingerprint(structure)
+    amounts = structure.composition.get_el_amt_dict()
+    composition_fingerprint(amounts)  # an element beyond the data shows before the slow part
+    return {"structure": structure_fingerprint(structure).tolist(), "amounts": amounts}
+
+
+def _fingerprints(cifs: Sequence[str], label: str, cache: Path | None, options: dict[str, Any]) -> list[_Floats]:
+    """Structure (n, 61) and composition (n, 132) fingerprints of the crystals that have them, in their order."""
+    software = packages_fingerprint(f"coverage {_COVERAGE_VERSION}")
+    keys = [Store.key(software, cif) for cif in cifs]
+    store = Store(cache)
+    missing = {key: cif for key, cif in zip(keys, cifs, strict=True) if key not in store}
+    places = list(missing)
+
+    def keep(index: int, outcome: pool.Outcome) -> None:
+        store.keep(places[index], outcome.value)
+
+    pool.run(_described, list(missing.values()), label=label, collect=keep, **options)
+    found = [store.get(key) for key in keys if key in store]
+    return [
+        np.array([item["structure"] for item in found]),
+        np.array([composition_fingerprint(item["amounts"]) for item in found]),
+    ]
 
 
 def covered(
@@ -191,7 +219,11 @@ def covered(
 
 
 def coverage(
-    samples: Sequence[str | None], references: Sequence[str], cutoffs: CoverageCutoffs, **options: Any
+    samples: Sequence[str | None],
+    references: Sequence[str],
+    cutoffs: CoverageCutoffs,
+    cache: Path | None = None,
+    **options: Any,
 ) -> tuple[dict[str, Figure], str]:
     """Coverage of CIF texts, and a note on how it was computed or why it was not.
 
@@ -200,6 +232,7 @@ def coverage(
     Args:
         samples, references: CIF texts.
         cutoffs: CDVAE's for MP-20 by default.
+        cache: file that keeps fingerprints, so that those of a reference are computed once.
         options: see :func:`.pool.run`.
     """
     try:
@@ -208,11 +241,10 @@ def coverage(
         return {}, f"Coverage was left out: {error}."
     found = []
     for label, cifs in (("fingerprints of samples", samples), ("fingerprints of reference", references)):
-        outcomes = pool.run(_fingerprints, [cif for cif in cifs if cif], label=label, **options)
-        pairs = [outcome.value for outcome in outcomes if outcome.kind == "ok"]
-        if not pairs:
+        fingerprints = _fingerprints([cif for cif in cifs if cif], label, cache, options)
+        if not len(fingerprints[0]):
             return {}, f"Coverage was left out: no {label}."
-        found.append((np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs])))
+        found.append((fingerprints[0], fingerprints[1]))
     near = covered(found[0], found[1], cutoffs)
     figures = {
         "coverage_recall": share(covered(found[1], found[0], cutoffs).tolist()),

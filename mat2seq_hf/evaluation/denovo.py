@@ -53,6 +53,7 @@ def evaluate_denovo(
     references: Sequence[Reference] | None = None,
     train: str | Path | None = None,
     settings: DenovoSettings | None = None,
+    cache: Path | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Judge samples on their own, against each other, a training corpus, and a reference such as a test split.
 
@@ -64,6 +65,7 @@ def evaluate_denovo(
         references: for distances and coverage; None leaves them out.
         train: corpus for novelty, see :func:`.novelty.read_corpus`; None leaves it out.
         settings: see :class:`DenovoSettings`.
+        cache: file that keeps the fingerprints of coverage; it can serve many runs.
 
     Returns:
         counts, figures, reasons, tables and notes of the report, and the rows of per_sample.parquet.
@@ -101,9 +103,8 @@ def evaluate_denovo(
         tables["space_groups"] = _space_groups(samples, others)
         if settings.coverage:
             cutoffs = CoverageCutoffs(settings.structure_cutoff, settings.composition_cutoff)
-            more, note = coverage(
-                [text.cif for text in texts], [reference.cif for reference in references], cutoffs, **options
-            )
+            cifs = [reference.cif for reference in references]
+            more, note = coverage([text.cif for text in texts], cifs, cutoffs, cache, **options)
             figures |= more
             notes.append(note)
     report = {

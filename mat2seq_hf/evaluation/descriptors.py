@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .crystals import read_structure
+from .store import packages_fingerprint
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -98,10 +98,4 @@ def describe_cif(cif: str) -> NDArray[np.float64]:
 
 def descriptors_fingerprint() -> str:
     """What a crystal's numbers depend on beside its text: this module, the element data, the search for neighbours."""
-    packages = []
-    for name in ("pymatgen", "pymatgen-core", "numpy"):
-        try:
-            packages.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:  # pymatgen-core is one of its own only in late versions
-            continue
-    return ", ".join([f"descriptors {DESCRIPTORS_VERSION}", *packages])
+    return packages_fingerprint(f"descriptors {DESCRIPTORS_VERSION}")

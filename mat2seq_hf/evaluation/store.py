@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Store"]
+__all__ = ["Store", "packages_fingerprint"]
 
 
 class Store:
@@ -16,12 +17,14 @@ class Store:
     Only results are kept: what failed, ran out of time or crashed is tried again by the next run.
 
     Args:
-        path: file, made if it is not there.
+        path: file, made if it is not there; None keeps results for this run alone.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path = path
         self._values: dict[str, Any] = {}
+        if path is None:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             content = path.read_text(encoding="utf-8")
@@ -53,5 +56,18 @@ class Store:
         if value is None:
             return
         self._values[key] = value
+        if self._path is None:
+            return
         with self._path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps({"key": key, "value": value}) + "\n")
+
+
+def packages_fingerprint(own: str) -> str:
+    """What numbers computed with pymatgen depend on: ``own``, the version of the code, and those of the packages."""
+    packages = []
+    for name in ("pymatgen", "pymatgen-core", "numpy"):
+        try:
+            packages.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:  # pymatgen-core is one of its own only in late versions
+            continue
+    return ", ".join([own, *packages])
