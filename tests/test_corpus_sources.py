@@ -286,6 +286,26 @@ def test_sequences_are_never_taken_for_crystals(given: str, files: Path, tmp_pat
         list(read_rows([tmp_path / given]))
 
 
+def test_of_a_folder_of_samples_each_is_read_once(
+    cifs: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    for folder in ("parts", "cifs"):
+        (run / folder).mkdir(parents=True)
+    samples = pa.table({"prompt_id": ["a", "a"], "sample_index": [0, 1], "cif": [cifs["NaCl"], cifs["rutile"]]})
+    for name in ("samples.parquet", "parts/part-000000.parquet"):
+        pq.write_table(samples, run / name)
+    (run / "plan.json").write_text('{"samples": 2}')
+    for name in ("run/cifs/a__0.cif", "b.cif"):
+        (tmp_path / name).write_text(cifs["NaCl"])
+    assert [row.id for row in read_rows([run])] == ["a__0", "a__1"]
+    assert "left out 3 files beside it" in caplog.text
+    assert [row.id for row in read_rows([tmp_path])] == ["b", "a__0", "a__1"]
+    pq.write_table(samples.drop_columns(["sample_index"]), run / "samples.parquet")  # of somebody else
+    assert len(list(read_rows([run / "samples.parquet", run / "cifs"]))) == 3
+    assert len(list_units([run])) == 4
+
+
 def test_values_of_other_types_cost_no_row(cifs: dict[str, str], tmp_path: Path) -> None:
     text = cifs["NaCl"]
     late = pa.array([10**15], pa.timestamp("ms"))  # far beyond the year 9999

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from ..errors import Mat2SeqError
 from .csv_reading import MAX_TEXT, as_value, csv_records, text_lines
 from .databases import json_database_rows, xyz_rows
-from .rows import ID_COLUMNS, InputRow, is_property, plain_name, problem_row, scalars, stem_of
+from .rows import ID_COLUMNS, SAMPLE_COLUMNS, InputRow, is_property, plain_name, problem_row, scalars, stem_of
 
 __all__ = [
     "READERS",
@@ -155,11 +155,17 @@ def crystal_text(crystal: Any) -> str:
                        for key, value in crystal.items() if key != "text"})  # fmt: skip
 
 
+def _sample_name(row: Mapping[str, Any]) -> str | None:
+    """What the CIF of a sample is called, too; None where the row is no sample."""
+    parts = [row.get(name) for name in SAMPLE_COLUMNS]
+    return None if None in parts else "__".join(map(str, parts))
+
+
 def _table_row(
     row: dict[str, Any], label: str, number: int, structure: str | None, written: Mapping[str, str] | None = None
 ) -> InputRow:
     id_column = next((name for name in ID_COLUMNS if name in row), None)
-    name = row.pop(id_column) if id_column else None
+    name = row.pop(id_column) if id_column else _sample_name(row)
     name, source = str(number if name is None else name), f"{label}:{number}"
     if structure is None:
         crystal: Any = {column: row.pop(column, None) for column in _PLAIN_COLUMNS}

@@ -15,6 +15,7 @@ from ..errors import Mat2SeqError
 
 __all__ = [
     "ID_COLUMNS",
+    "SAMPLE_COLUMNS",
     "InputRow",
     "chosen",
     "chunks",
@@ -29,6 +30,9 @@ _Item = TypeVar("_Item")
 
 #: Columns that name a row, the first of them that is there.
 ID_COLUMNS = ("material_id", "id", "_id")
+
+#: Columns that together name a row of a table of samples, which has none of :data:`ID_COLUMNS`.
+SAMPLE_COLUMNS = ("prompt_id", "sample_index")
 
 
 @dataclass(frozen=True)

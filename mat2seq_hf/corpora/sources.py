@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from ..errors import Mat2SeqError
 from .archives import archive_files, folder_files, is_archive, open_file, warn_left_out
 from .databases import database_rows
 from .formats import group_rows, reader_of
-from .rows import InputRow, stem_of
+from .rows import SAMPLE_COLUMNS, InputRow, stem_of
 from .schema import METADATA_KEY
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "short_names",
     "unit_rows",
 ]
+
+logger = logging.getLogger(__name__)
 
 _SHARD_BYTES = 2**21
 _SHARD_FILES = 128
@@ -126,6 +129,34 @@ def _without(files: list[Path], folder: Path, output: Path | None) -> list[Path]
     return [file for file in files if not file.relative_to(folder).is_relative_to(inside)]
 
 
+def _is_samples(file: Path) -> bool:
+    """Whether a file is the table of all samples that sampling at scale writes."""
+    if file.name != "samples.parquet":
+        return False
+    try:
+        return {*SAMPLE_COLUMNS, "cif"} <= {*pq.read_schema(file).names}
+    except Exception:  # noqa: BLE001 - a broken file; reading it says so
+        return False
+
+
+def _without_copies(files: list[Path]) -> list[Path]:
+    """The files without those that stand beside a table of samples: its parts and CIFs are the same samples."""
+    folders = {file.parent: file for file in files if _is_samples(file)}
+    if not folders:
+        return files
+    copies: Counter[Path] = Counter()
+    kept = []
+    for file in files:
+        table = next((folders[folder] for folder in file.parents if folder in folders), file)
+        if table == file:
+            kept.append(file)
+        else:
+            copies[table] += 1
+    for table, count in copies.items():
+        logger.warning("took the samples of %s; left out %d files beside it, which are of the same run", table, count)
+    return kept
+
+
 def _refuse_within(file: Path, output: Path | None) -> None:
     """Refuse a file that stands where a run puts its own.
 
@@ -142,7 +173,8 @@ def _refuse_within(file: Path, output: Path | None) -> None:
 def list_units(inputs: Sequence[str | Path], output: Path | None = None) -> list[Unit]:
     """The parts of files and folders, in the order given and, within a folder, of names.
 
-    Folders are searched to the bottom; files of unknown kinds and hidden ones are left out there, which is logged.
+    Folders are searched to the bottom; files of unknown kinds and hidden ones are left out there, which is logged. Of a
+    folder that sampling at scale wrote, samples.parquet is taken alone.
 
     Args:
         inputs: files, folders and archives.
@@ -167,7 +199,7 @@ def list_units(inputs: Sequence[str | Path], output: Path | None = None) -> list
             _refuse_within(path, output)
             units += _units_of(path, label, strict=True)
             continue
-        for file in _without(folder_files(path), path, output):
+        for file in _without_copies(_without(folder_files(path), path, output)):
             if is_known(file.name):
                 inside = file.relative_to(path).as_posix()
                 name = f"{label}/{inside}".encode("utf-8", "replace").decode()  # names can be any bytes
@@ -266,7 +298,7 @@ def read_rows(inputs: Sequence[str | Path], output: Path | None = None) -> Itera
     ``as_dict``, documents with ``structure``, lists and tables of them), CSV and parquet with a column ``cif``,
     ``structure`` or ``poscar`` or with ``lattice``, ``numbers`` and ``frac_coords``, ASE databases; each also with
     ``.gz``, and in zip and tar archives, but for databases: SQLite reads files on disk alone. ``material_id`` or ``id``
-    names a row; other scalar columns become properties.
+    names a row, ``prompt_id`` and ``sample_index`` name a sample; other scalar columns become properties.
 
     Args:
         inputs: the paths.
