@@ -8,10 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,6 +55,8 @@ def act(
                 os.kill(os.getpid(), signal.SIGSEGV)
             if row == "raise":
                 raise Mat2SeqError("bad input")
+            if row == "surprise":
+                raise pa.ArrowInvalid("no table")
         done.append((row, doomed.get(index)))
     return done
 
@@ -68,6 +74,58 @@ def test_a_row_that_hangs_or_crashes_is_named_and_the_others_are_done(tmp_path: 
         worker.run(["raise"], str(tmp_path))
     assert worker.run(["good"], str(tmp_path)) == [("good", None)]
     worker.close()
+
+
+def test_what_nobody_expected_is_the_error_of_the_run_and_no_fault_of_a_row(tmp_path: Path) -> None:
+    worker = Worker(act, seconds=1)
+    with pytest.raises(Mat2SeqError, match="unexpected ArrowInvalid: no table"):
+        worker.run(["good", "surprise"], str(tmp_path))
+    worker.close()
+
+
+def test_a_worker_that_dies_while_it_is_sent_its_rows_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Worker._start
+    killed = []
+
+    def started(worker: Worker) -> Any:
+        connections = start(worker)
+        if not killed:
+            killed.append(worker._process.pid)
+            worker._process.kill()
+            worker._process.join()
+        return connections
+
+    monkeypatch.setattr(Worker, "_start", started)
+    worker = Worker(act, seconds=1)
+    assert worker.run(["good"], str(tmp_path)) == [("good", None)]
+    assert killed
+    worker.close()
+
+
+def test_a_worker_may_be_stopped_while_it_starts_and_never_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starting, stopped = threading.Event(), threading.Event()
+
+    @contextmanager
+    def slowly() -> Iterator[None]:
+        starting.set()
+        stopped.wait(0.5)
+        yield
+
+    monkeypatch.setattr("mat2seq_hf.corpora.workers._main_hidden", slowly)
+    worker = Worker(act, seconds=1)
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(worker.run, ["hang"], str(tmp_path))
+        assert starting.wait(60)
+        worker.stop()
+        stopped.set()
+        with pytest.raises(Mat2SeqError, match="the run was stopped"):
+            running.result(60)
+    with pytest.raises(Mat2SeqError, match="the run was stopped"):
+        worker.run(["good"], str(tmp_path))
 
 
 def test_a_script_without_a_guard_may_prepare(few: Path, tmp_path: Path) -> None:

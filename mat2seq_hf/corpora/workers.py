@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any
@@ -23,6 +23,8 @@ __all__ = ["Worker"]
 # neither compute nor end is rare.
 _PATIENCE = 10
 _START_SECONDS = 120.0
+
+_STOPPED = "the run was stopped; what is finished is kept"
 
 
 class Worker:
@@ -48,6 +50,7 @@ class Worker:
         self._process: Any = None
         self._connection: Connection | None = None
         self._stopped = False
+        self._changing = threading.RLock()  # stop() comes from another thread, also while a process is being started
 
     def run(self, *arguments: Any, on_row: Callable[[], None] | None = None) -> Any:
         """The function's result.
@@ -57,17 +60,20 @@ class Worker:
             on_row: called whenever the function begins a row it has not begun before.
 
         Raises:
-            Mat2SeqError: raised by the function, or the process dies without having begun a row.
+            Mat2SeqError: raised by the function, as anything unexpected in it is; the process dies without having begun
+                a row; or the worker has been stopped.
+            OSError: raised by the function.
         """
         doomed: dict[int, str] = {}
         deaths: Counter[int] = Counter()
         furthest = -1
         while True:
-            connection = self._start()
-            connection.send((arguments, doomed))
+            process, connection = self._start()
+            with suppress(OSError):  # a process that dies before it has them all: what is received says so
+                connection.send((arguments, doomed))
             row = -1
             while True:
-                kind, content = self._receive(connection)
+                kind, content = self._receive(process, connection)
                 if kind != "begin":
                     break
                 row = content
@@ -80,7 +86,7 @@ class Worker:
             if kind == "error":
                 raise content
             if self._stopped:
-                raise Mat2SeqError("the run was stopped; what is finished is kept")
+                raise Mat2SeqError(_STOPPED)
             deaths[row] += 1
             if row >= 0 and (kind == "slow" or deaths[row] > 1):
                 doomed[row] = content
@@ -92,38 +98,48 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            assert self._connection is not None  # the two are made together
-            self._connection.close()
-            self._process.kill()
-            self._process.join()
-            self._process = self._connection = None
+        with self._changing:
+            if self._process is not None:
+                assert self._connection is not None  # the two are made together
+                self._connection.close()
+                self._process.kill()
+                self._process.join()
+                self._process = self._connection = None
 
     def stop(self) -> None:
         """End the process, and the call of :meth:`run` that is waiting for it in another thread."""
         self._stopped = True
         self.close()
 
-    def _start(self) -> Connection:
-        if self._process is not None and self._process.is_alive():
+    def _start(self) -> tuple[Any, Connection]:
+        """The process, a new one where there is none that lives, and the connection to it.
+
+        Raises:
+            Mat2SeqError: the worker has been stopped.
+        """
+        with self._changing:
+            if self._stopped:
+                raise Mat2SeqError(_STOPPED)
+            if self._process is None or not self._process.is_alive():
+                self.close()
+                self._process, self._connection = self._started()
             assert self._connection is not None  # the two are made together
-            return self._connection
-        self.close()
+            return self._process, self._connection
+
+    def _started(self) -> tuple[Any, Connection]:
         # Not fork: a copy of a process that has threads can hang. The server of "forkserver" imports once for all.
         context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
         if sys.platform != "win32":
             context.set_forkserver_preload([self._function.__module__])
-        self._connection, theirs = context.Pipe()
-        arguments = (theirs, self._function, self._seconds)
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self._function, self._seconds), daemon=True)
         with _main_hidden():
-            self._process.start()
+            process.start()
         theirs.close()
-        return self._connection
+        return process, ours
 
-    def _receive(self, connection: Connection) -> tuple[str, Any]:
+    def _receive(self, process: Any, connection: Connection) -> tuple[str, Any]:
         """What the process says next; "slow" or "dead" with a reason where it can say nothing more."""
-        process = self._process
         try:
             if connection.poll(max(_START_SECONDS, _PATIENCE * self._seconds)):
                 kind, content = connection.recv()
@@ -191,10 +207,10 @@ def _serve(connection: Connection, function: Callable[..., Any], seconds: float)
             return
         try:
             answer = ("result", function(*arguments, doomed, begin))
-        except Mat2SeqError as error:
+        except (Mat2SeqError, OSError) as error:  # bad input, a full disk
             answer = ("error", error)
-        except OSError as error:  # a full disk
-            answer = ("error", error)
+        except Exception as error:  # noqa: BLE001 - no fault of a row; not every type can be pickled
+            answer = ("error", Mat2SeqError(f"unexpected {type(error).__name__}: {error}; what is finished is kept"))
         _allow(None)
         try:
             connection.send(answer)
