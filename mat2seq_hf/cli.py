@@ -80,10 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # what cannot be written shows here, not as a complaint of the interpreter at its end
     except Mat2SeqError as error:
         print(f"mat2seq: {error}", file=sys.stderr)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        _drop_output()
-        return 1
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and not _is_output_read():  # the reader, such as `head`, has seen enough
+            _drop_output()
+            return 1
         print(f"mat2seq: {f'{error.filename}: ' if error.filename else ''}{reason(error)}", file=sys.stderr)
         if error.errno == errno.ENOSPC:
             _drop_output()
@@ -92,6 +92,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         return code
     return 2
+
+
+def _is_output_read() -> bool:
+    """Whether an end of line can be written: a pipe may have broken that is not standard output."""
+    try:
+        print(flush=True)
+    except OSError:
+        return False
+    return True
 
 
 def _drop_output() -> None:

@@ -297,6 +297,15 @@ def test_encode_ends_when_nobody_reads_any_more(files: list[str], monkeypatch: p
     assert sys.stderr.getvalue() == ""  # type: ignore[union-attr]
 
 
+def test_a_broken_pipe_that_is_not_the_output_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def run(_: object) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("mat2seq_hf.commands.doctor.run", run)
+    assert main(["doctor"]) == 2
+    assert capsys.readouterr().err == "mat2seq: Broken pipe\n"
+
+
 def test_output_that_fits_nowhere_is_an_error(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(io.StringIO):
         def flush(self) -> None:
