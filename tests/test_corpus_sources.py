@@ -241,6 +241,41 @@ def test_rows_with_too_few_fields_are_set_aside_alone(cifs: dict[str, str], tmp_
     assert [json.loads(row.properties) for row in rows] == [{"gap": 1}, {}, {"gap": 0.5}]
 
 
+def test_a_csv_is_read_as_far_as_its_quotes_are_right(cifs: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    quoted = ['"' + text.replace('"', '""') + '"' for text in cifs.values()]
+    whole = "id,cif\n" + "".join(f"{number},{text}\n" for number, text in enumerate(quoted))
+    path.write_text(whole[: whole.rindex("\n", 0, -5)])  # within the last text
+    rows = list(read_rows([path]))
+    assert [(row.id, bool(row.problem)) for row in rows] == [("0", False), ("1", False), ("table", True)]
+    first = whole.count("\n", 0, whole.index("\n2,")) + 2
+    last = whole.count("\n") - 2
+    assert f"the row of lines {first} to {last}: unexpected end of data" in rows[-1].problem
+    path.write_text(whole.replace(quoted[1], quoted[1][:-1]))
+    rows = list(read_rows([path]))
+    assert [bool(row.problem) for row in rows] == [False, True]
+    assert rows[1].problem.endswith("mend its quotes; the rest of the file is not read")
+    path.write_text(f'id,cif\n0,{quoted[0]}\n1,"x"y\n2,{quoted[1]}\n3,5" disk\n4,"x')
+    rows = list(read_rows([path]))
+    assert [bool(row.problem) for row in rows] == [False, True, False, False, True]
+    assert rows[2].text == cifs[NAMES[1]]
+
+
+def test_two_columns_of_one_name_are_refused(files: Path, cifs: dict[str, str], tmp_path: Path) -> None:
+    frame = pd.DataFrame([["a", cifs["NaCl"], 1.5, 9.9, 0]], columns=["id", "cif", "gap", "gap", "Unnamed: 0"])
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_json(tmp_path / "b.json", orient="split")
+    pq.write_table(pa.table([frame.iloc[:, place] for place in range(4)], names=list("abcc")), tmp_path / "c.parquet")
+    struct = pq.read_table(files / "struct.parquet")
+    pq.write_table(struct.append_column("gap", struct["gap"]), tmp_path / "d.parquet")
+    for name in ("a.csv", "b.json", "c.parquet", "d.parquet"):
+        for read in (lambda path: list(read_rows([path])), lambda path: list(load_crystals(path, streaming=True))):
+            with pytest.raises(Mat2SeqError, match=r"the column '(gap|c)' is there twice; remove one"):
+                read(tmp_path / name)
+    (tmp_path / "e.csv").write_text("id,cif,,\na,x,,\n")
+    assert [row.id for row in read_rows([tmp_path / "e.csv"])] == ["a"]
+
+
 def test_suffixes_mean_the_same_in_capitals_and_packed(cifs: dict[str, str], tmp_path: Path) -> None:
     text = cifs["NaCl"]
     (tmp_path / "mp-1.cif.gz").write_bytes(gzip.compress(text.encode()))
@@ -259,9 +294,22 @@ def test_what_an_archive_holds_beside_crystals_is_counted(
 ) -> None:
     with zipfile.ZipFile(tmp_path / "mixed.zip", "w") as archive:
         archive.write(files / "ase.db", "ase.db")
+        archive.write(files / "files.zip", "inner.zip")
+        archive.writestr("notes.txt", "notes")
         archive.write(files / "cif.parquet", "cif.parquet")
     assert len(list(read_rows([tmp_path / "mixed.zip"]))) == len(NAMES)
-    assert "left out 1 files that hold no crystals in mixed.zip: 1 .db" in caplog.text
+    assert "left out 1 files that hold no crystals in mixed.zip: 1 .txt" in caplog.text
+    assert "left out 2 archives and databases, which are read when they are unpacked first, in mixed.zip" in caplog.text
+
+
+def test_what_windows_adds_or_writes_is_no_trouble(cifs: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("sub\\mp-1.cif", cifs["NaCl"])
+        archive.writestr("sub\\Thumbs.db", b"")
+        archive.writestr("sub\\", b"")
+    (row,) = read_rows([tmp_path])
+    assert (row.id, row.source) == ("mp-1", f"{tmp_path.name}/a.zip/sub/mp-1.cif")
 
 
 def test_numbers_in_a_csv_are_those_that_people_write(cifs: dict[str, str], tmp_path: Path) -> None:
@@ -337,7 +385,8 @@ def test_what_is_missing_of_a_tar_is_a_row(packed: bool, cifs: dict[str, str], t
         third = tar.getmembers()[2].offset
     path = tmp_path / ("a.tar.gz" if packed else "a.tar")
     spoilt = whole[: third + 148] + b"garbage!" + whole[third + 156 :]
-    for data, problems in ((whole, 0), (spoilt, 1), (whole[: third + 100], 1), (whole[: third + 700], 2)):
+    cut = ((whole[:third], 1), (whole[: third + 100], 1), (whole[: third + 700], 2))
+    for data, problems in ((whole, 0), (spoilt, 1), *cut):
         path.write_bytes(gzip.compress(data) if packed else data)
         rows = list(read_rows([path]))
         assert [bool(row.problem) for row in rows] == ([False] * 2 + [True] * problems if problems else [False] * 4)

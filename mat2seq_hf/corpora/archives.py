@@ -11,12 +11,13 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from ..errors import Mat2SeqError
 
-__all__ = ["archive_files", "folder_files", "is_archive", "is_visible", "open_file", "warn_left_out"]
+__all__ = ["archive_files", "folder_files", "is_archive", "is_visible", "open_file", "warn_left_out", "warn_unread"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +31,9 @@ def is_archive(name: str) -> bool:
 
 
 def is_visible(name: str) -> bool:
-    """Whether a file is one that its owner knows of; others are hidden ones and what a Mac adds to archives."""
+    """Whether a file is one that its owner knows of; others are hidden ones and what a Mac or Windows adds."""
     parts = [part for part in PurePosixPath(name).parts if part != ".."]  # nothing is unpacked, so it leads nowhere
-    return not any(part.startswith((".", "__MACOSX")) for part in parts)
+    return not any(part.startswith((".", "__MACOSX")) or part.lower() == "thumbs.db" for part in parts)
 
 
 def warn_left_out(names: Sequence[str], place: str = "") -> None:
@@ -43,7 +44,8 @@ def warn_left_out(names: Sequence[str], place: str = "") -> None:
         logger.warning("left out %d files that hold no crystals%s: %s", len(names), place and f" in {place}", kinds)
 
 
-def _warn_unread(names: Sequence[str], what: str, place: str) -> None:
+def warn_unread(names: Sequence[str], what: str, place: str) -> None:
+    """Say how many files were not read, which are the first, and what they are."""
     if names:
         listed = ", ".join(names[:_NAMED]) + (" ..." if len(names) > _NAMED else "")
         logger.warning("left out %d %s in %s: %s", len(names), what, place, listed)
@@ -68,8 +70,8 @@ def folder_files(path: Path) -> list[Path]:
                     links.append(str(entry))
             except OSError:  # a folder may be listed, but not entered
                 closed.append(str(entry))
-    _warn_unread(sorted(links), "links to folders or to nothing", str(path))
-    _warn_unread(sorted(closed), "files and folders that cannot be read", str(path))
+    warn_unread(sorted(links), "links to folders or to nothing", str(path))
+    warn_unread(sorted(closed), "files and folders that cannot be read", str(path))
     return sorted(files)
 
 
@@ -94,18 +96,20 @@ def archive_files(path: Path) -> Iterator[tuple[str, Callable[[], BinaryIO]]]:
     """
     links: list[str] = []
     yield from (_zip_files if path.name.lower().endswith(".zip") else _tar_files)(path, links)
-    _warn_unread(links, "symbolic links", path.name)
+    warn_unread(links, "symbolic links", path.name)
 
 
 def _zip_files(path: Path, links: list[str]) -> Iterator[tuple[str, Callable[[], BinaryIO]]]:
     with zipfile.ZipFile(path) as archive:
-        for entry in sorted(archive.infolist(), key=lambda info: info.filename):
-            if entry.is_dir() or not is_visible(entry.filename):
+        # some programs on Windows write backslashes between folders
+        entries = [(entry.filename.replace("\\", "/"), entry) for entry in archive.infolist()]
+        for name, entry in sorted(entries, key=itemgetter(0)):
+            if name.endswith("/") or not is_visible(name):
                 continue
             if stat.S_ISLNK(entry.external_attr >> 16):
-                links.append(entry.filename)
+                links.append(name)
             else:
-                yield entry.filename, partial(_zip_member, archive, entry)
+                yield name, partial(_zip_member, archive, entry)
 
 
 def _zip_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> BinaryIO:
@@ -121,11 +125,14 @@ def _tar_files(path: Path, links: list[str]) -> Iterator[tuple[str, Callable[[],
                 links.append(member.name)
             elif member.isfile() or member.islnk():
                 yield member.name, partial(_tar_member, tar, member)
-        # tarfile takes a header that it cannot read for the end
+        # tarfile takes a header that it cannot read, or that is not there, for the end
         assert tar.fileobj is not None  # it is open
         tar.fileobj.seek(tar.offset)
-        if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        end = tar.fileobj.read(tarfile.BLOCKSIZE)
+        if end.strip(b"\0"):
             raise tarfile.ReadError(f"the archive is damaged at byte {tar.offset}")
+        if len(end) < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"the archive is cut off at byte {tar.offset}: it has no zeros at its end")
 
 
 def _tar_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
 from ..errors import Mat2SeqError
+from .rows import check_columns
 
 __all__ = ["MAX_TEXT", "as_value", "csv_records", "text_lines"]
 
@@ -47,6 +48,30 @@ def as_value(text: str) -> str | int | float:
     return text
 
 
+def _csv_lines(stream: BinaryIO) -> Iterator[list[str] | str]:
+    """The fields of each row; in place of those of a row of one line what is wrong with its quotes.
+
+    Raises:
+        Mat2SeqError: quotes are wrong in a row of several lines.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_TEXT))  # a CIF is a large field
+    # strict: otherwise a field in which the file ends is whole, and one without its quote goes on in the next row
+    reader = csv.reader(text_lines(stream), strict=True)
+    while True:
+        first = reader.line_num + 1
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            last = max(first, reader.line_num)
+            if last > first:
+                raise Mat2SeqError(f"the row of lines {first} to {last}: {error}; mend its quotes") from error
+            yield f"line {first}: {error}; mend its quotes"
+            continue
+        if values is None:
+            return
+        yield values
+
+
 def csv_records(
     stream: BinaryIO, texts: Collection[str] | None = ()
 ) -> tuple[list[str], Iterator[dict[str, Any] | str]]:
@@ -57,17 +82,21 @@ def csv_records(
         texts: columns that stay as they are written, None: all; in others numbers become numbers.
 
     Raises:
-        Mat2SeqError: a line is too long.
-        csv.Error: a field is longer than :data:`MAX_TEXT`.
+        Mat2SeqError: a line is too long, two columns have one name, or a row of several lines has a quote too many or
+            too few, so that nobody knows where the next one starts.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_TEXT))  # a CIF is a large field
-    lines = csv.reader(text_lines(stream))
+    lines = _csv_lines(stream)
     names = next(lines, [])
+    if isinstance(names, str):
+        raise Mat2SeqError(names)
+    check_columns(names)
     kept = names if texts is None else texts
 
     def rows() -> Iterator[dict[str, Any] | str]:
         for values in lines:
-            if len(values) == len(names):
+            if isinstance(values, str):
+                yield values
+            elif len(values) == len(names):
                 fields = zip(names, values, strict=True)
                 yield {name: value if name in kept else as_value(value) for name, value in fields if value}
             elif values:

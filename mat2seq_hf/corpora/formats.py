@@ -19,7 +19,17 @@ import pyarrow.parquet as pq
 from ..errors import Mat2SeqError
 from .csv_reading import MAX_TEXT, as_value, csv_records, text_lines
 from .databases import json_database_rows, xyz_rows
-from .rows import ID_COLUMNS, SAMPLE_COLUMNS, InputRow, is_property, plain_name, problem_row, scalars, stem_of
+from .rows import (
+    ID_COLUMNS,
+    SAMPLE_COLUMNS,
+    InputRow,
+    check_columns,
+    is_property,
+    plain_name,
+    problem_row,
+    scalars,
+    stem_of,
+)
 
 __all__ = [
     "READERS",
@@ -112,11 +122,12 @@ def _json_rows(stream: BinaryIO, label: str) -> Iterator[InputRow]:
     if isinstance(data, dict) and isinstance(data.get("ids"), list) and "nextid" in data:
         yield from json_database_rows(data, label)
     elif isinstance(data, dict) and _is_frame(data):  # a pandas table, as Matbench publishes
+        check_columns(columns := [*map(str, data["columns"])])
         names = data.get("index")
         if not isinstance(names, list) or len(names) != len(data["data"]):  # rows that have no name have a number
             names = list(range(len(data["data"])))
         for number, (name, values) in enumerate(zip(names, data["data"], strict=True)):
-            entry = dict(zip(map(str, data["columns"]), values, strict=False)) if isinstance(values, list) else values
+            entry = dict(zip(columns, values, strict=False)) if isinstance(values, list) else values
             yield _document_row(entry, str(name), f"{label}:{number}")
     elif isinstance(data, dict) and data and not ({"lattice", *_STRUCTURE_COLUMNS} & data.keys()):
         for number, (name, entry) in enumerate(data.items()):
@@ -180,6 +191,12 @@ def _table_row(
 
 
 def _structure_column(names: Sequence[str], label: str) -> str | None:
+    """The column with texts of crystals; None where plain columns make them.
+
+    Raises:
+        Mat2SeqError: there is neither, or two columns have one name.
+    """
+    check_columns(names)
     for name in _STRUCTURE_COLUMNS:
         if name in names:
             return name
@@ -195,7 +212,7 @@ def property_names(names: Sequence[str], label: str) -> list[str]:
     """The columns of a table that become properties, where their values are scalars.
 
     Raises:
-        Mat2SeqError: no column holds crystals.
+        Mat2SeqError: no column holds crystals, or two columns have one name.
     """
     structure = _structure_column(names, label)
     id_column = next((name for name in ID_COLUMNS if name in names), None)
@@ -212,7 +229,7 @@ def table_rows(batch: pa.RecordBatch | pa.Table, label: str, first: int = 0) -> 
     """Rows of an Arrow table with a structure column; ``first`` is the number of its first row in the file.
 
     Raises:
-        Mat2SeqError: no column holds crystals.
+        Mat2SeqError: no column holds crystals, or two columns have one name.
     """
     structure = _structure_column(batch.schema.names, label)
     needed = {*ID_COLUMNS, *([structure] if structure else _PLAIN_COLUMNS)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -17,6 +17,7 @@ __all__ = [
     "ID_COLUMNS",
     "SAMPLE_COLUMNS",
     "InputRow",
+    "check_columns",
     "chosen",
     "chunks",
     "is_property",
@@ -88,6 +89,17 @@ def stem_of(label: str) -> str:
 def is_property(name: str) -> bool:
     """Whether a column can be a property by its name: it has one, and is no index that pandas wrote."""
     return bool(name) and not name.startswith(("Unnamed: ", "__index_level_"))
+
+
+def check_columns(names: Sequence[str]) -> None:
+    """Refuse a table in which two columns have one name: nobody knows which of them is meant.
+
+    Raises:
+        Mat2SeqError: it names the first of them; columns that can be no property may be there twice.
+    """
+    for place, name in enumerate(names):
+        if is_property(name) and name in names[:place]:
+            raise Mat2SeqError(f"the column {name!r} is there twice; remove one, or give it another name")
 
 
 def scalars(row: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from ..errors import Mat2SeqError
-from .archives import archive_files, folder_files, is_archive, open_file, warn_left_out
+from .archives import archive_files, folder_files, is_archive, open_file, warn_left_out, warn_unread
 from .databases import database_rows
 from .formats import group_rows, reader_of
 from .rows import SAMPLE_COLUMNS, InputRow, stem_of
@@ -233,11 +233,12 @@ def said(error: Exception) -> str:
 
 def _archive_rows(path: Path, label: str) -> Iterator[InputRow]:
     """Rows of the files in an archive; a broken file is a row with a problem."""
-    skipped = []
+    skipped: list[str] = []
+    packed: list[str] = []
     for name, open_member in archive_files(path):
         reader = reader_of(name)
         if reader is None:
-            skipped.append(name)
+            (packed if is_known(name) else skipped).append(name)
             continue
         try:
             with open_member() as stream:
@@ -245,6 +246,7 @@ def _archive_rows(path: Path, label: str) -> Iterator[InputRow]:
         except Exception as error:  # noqa: BLE001 - a broken file; the row says what it is
             yield InputRow(stem_of(name), "", f"{label}/{name}", problem=said(error))
     warn_left_out(skipped, label)
+    warn_unread(packed, "archives and databases, which are read when they are unpacked first,", label)
 
 
 def _open_unit(unit: Unit) -> Iterator[InputRow]:

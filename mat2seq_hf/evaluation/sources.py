@@ -15,7 +15,7 @@ from ..cif_reading import without_half_pairs
 from ..corpora.archives import archive_files, folder_files, is_archive, open_file, warn_left_out
 from ..corpora.csv_reading import csv_records
 from ..corpora.formats import crystal_text
-from ..corpora.rows import chosen, plain_name, stem_of
+from ..corpora.rows import check_columns, chosen, plain_name, stem_of
 from ..corpora.sources import read_rows, said
 from ..errors import Mat2SeqError
 
@@ -181,6 +181,7 @@ def _records(path: Path) -> tuple[list[str], Iterator[dict[str, Any] | str]]:
                 return names, iter(list(rows))
         with path.open("rb") as stream:  # arrow itself opens only names in UTF-8
             table = pq.read_table(stream)
+            check_columns(table.column_names)
     except Exception as error:
         raise Mat2SeqError(f"{path} cannot be read as a table: {error}") from error
     return table.column_names, iter(table.to_pylist())
