@@ -228,6 +228,42 @@ def test_plain_columns_are_read_as_they_are_unless_a_row_is_no_crystal(tmp_path:
         assert kept[8]["structure"] is not None
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        *(pa.array([1.0, 2.5]), pa.array([1.0, 2.0]), pa.array([1.0, None]), pa.array([1.0, float("nan")])),
+        *(
+            pa.array([float("inf"), 1.0]),
+            pa.array([1.5, 2.0], pa.float32()),
+            pa.array([1, None]),
+            pa.array([True, False]),
+        ),
+        *(pa.array(["1", "nan"]), pa.array(["a", None], pa.large_string()), pa.array(["a", "b"]).dictionary_encode()),
+        *(pa.nulls(2), pa.array([1, 2], pa.timestamp("s")), pa.array([[1], [2]]), pa.array([2**60 + 1, 0])),
+    ],
+    ids=lambda values: f"{values.type}",
+)
+def test_no_value_depends_on_another_row(values: pa.Array, tmp_path: Path) -> None:
+    good = {"lattice": [[4.0, 0, 0], [0, 4, 0], [0, 0, 4]], "numbers": [6], "frac_coords": [[0.0, 0, 0]], "text": "C"}
+    flat = good | {"lattice": [[0.0, 0, 0]] * 3}
+
+    def read(rows: list[dict[str, Any]], **settings: Any) -> Any:
+        column = pa.concat_arrays([values, values])[: len(rows)]
+        pq.write_table(pa.table({"id": column, "structure": rows, "gap": column}), tmp_path / "a.parquet")
+        try:
+            stream = load_crystals(tmp_path / "a.parquet", streaming=True, **settings)
+            kept = list(stream.cast_column("structure", Crystal(decode=False)))
+        except Mat2SeqError as error:
+            return f"{error}"
+        return [(row["id"], row.get("gap"), row.get("id_"), row["structure"]["text"]) for row in kept]
+
+    kinds = ("string", "large_string", "float64", "float32", "int64", "int16", "bool")
+    for chosen in ({}, *({"properties": {"gap": kind, "id": kind}} for kind in kinds)):
+        for keep_text in (False, True):
+            settings = {**chosen, "keep_text": keep_text}
+            assert repr(read([good, good, flat], **settings)) == repr(read([good, good], **settings)), settings
+
+
 def test_benchmark_corpora_are_read_from_local_copies(
     crystals: dict[str, Structure], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,7 +32,7 @@ logger = logging.getLogger(__name__)
 #: What to do with a row that is no crystal: leave it out and count it, keep it with a column ``error``, or stop.
 ON_ERROR = ("skip", "keep", "raise")
 
-_READER_VERSION = "4"  # raised when the same files give other rows, so that no cache serves the old ones
+_READER_VERSION = "5"  # raised when the same files give other rows, so that no cache serves the old ones
 _Shard = tuple[tuple[Any, ...], ...]  # the fields of units
 
 _SAMPLED_UNITS = 50
@@ -203,10 +202,10 @@ class CrystalCorpus(datasets.ArrowBasedBuilder):  # type: ignore[misc]  # datase
     def _property(self, column: str, kind: str, values: Mapping[str, Any], written: Mapping[str, str]) -> Any:
         name = property_of(column, values)
         value = values.get(name)
-        if kind == "string":
+        if kind in ("string", "large_string"):
             return written.get(name, None if value is None else str(value))
         missing = kind.startswith("float") and isinstance(value, str) and value.lower() == "nan"
-        return math.nan if missing else value
+        return None if missing else value
 
     def _warn_late(self, row: InputRow, names: Iterable[str]) -> None:
         """Say once that a property is left out, because the first rows did not have it."""
@@ -243,6 +242,8 @@ class CrystalCorpus(datasets.ArrowBasedBuilder):  # type: ignore[misc]  # datase
         try:
             plain = _plain(row.text)
             columns: dict[str, Any] = feature.encode_text(row.text) if plain is None else feature.encode_example(plain)
+            if not self.config.keep_text:
+                columns["text"] = None
         except CrystalError as error:
             if self.config.on_disorder == "set_aside" or not is_disordered(row.text):
                 raise

@@ -20,7 +20,7 @@ from .archives import open_file
 from .csv_reading import csv_records
 from .feature import CRYSTAL_COLUMNS, Crystal, is_crystal_struct
 from .formats import property_names, table_rows
-from .rows import ID_COLUMNS, InputRow, chunks, plain_name
+from .rows import ID_COLUMNS, SAMPLE_COLUMNS, InputRow, chunks, plain_name
 from .sources import Unit, broken_row, unit_rows
 from .texts import spans_volume
 
@@ -30,6 +30,8 @@ __all__ = ["BATCH", "announced_properties", "check_properties", "column_of", "pr
 BATCH = 200
 
 _RESERVED = ("id", "structure", "source", "error")
+
+_CAST = {("whole", "text"), ("whole", "float"), ("float", "whole")}  # casts that give what Python gives, or fail
 
 
 def column_of(name: str) -> str:
@@ -89,8 +91,31 @@ def _sound(crystals: pa.StructArray) -> bool:
     return bool(known and np.isfinite(places).all() and spans_volume(cells.reshape(-1, 3, 3)).all())
 
 
+def _family(kind: pa.DataType) -> str:
+    """What the values of an Arrow type are in Python, as far as they are the same from a cast as from Python's own."""
+    families = {
+        "text": (pa.types.is_string, pa.types.is_large_string),
+        "whole": (pa.types.is_integer,),
+        "float": (pa.types.is_floating,),
+        "bool": (pa.types.is_boolean,),
+    }
+    return next((name for name, checks in families.items() if any(check(kind) for check in checks)), "")
+
+
+def _values(values: pa.Array, kind: pa.DataType) -> pa.Array | None:
+    """A column as the slow way gives it: numbers that are not finite are missing. None where a cast gives another."""
+    if pa.types.is_null(values.type):
+        return pa.nulls(len(values), kind)
+    given, wanted = _family(values.type), _family(kind)
+    if not given or (given != wanted and (given, wanted) not in _CAST):
+        return None
+    if given == "float":
+        values = pc.if_else(pc.is_finite(values), values, None)
+    return values.cast(kind)
+
+
 def _table(batch: pa.RecordBatch, schema: pa.Schema, label: str, first: int, keep_text: bool) -> pa.Table | None:
-    """The builder's table of a batch, or None where a row of it is no crystal."""
+    """The builder's table of a batch, or None where a row of it is no crystal or a value has to be looked at."""
     given = batch.column("structure")
     try:
         crystals = Crystal().cast_storage(given)
@@ -101,21 +126,28 @@ def _table(batch: pa.RecordBatch, schema: pa.Schema, label: str, first: int, kee
     if not keep_text:
         fields = [crystals.field(name) for name in CRYSTAL_COLUMNS if name != "text"]
         crystals = pa.StructArray.from_arrays([*fields, pa.nulls(len(given), pa.string())], list(CRYSTAL_COLUMNS))
-    name = next((column for column in ID_COLUMNS if column in batch.schema.names), None)
+    names = batch.schema.names
+    name = next((column for column in ID_COLUMNS if column in names), None)
     numbers = range(first, first + len(batch))
     counted = pa.array(map(str, numbers))
-    columns = {
+    columns: dict[str, pa.Array | None] = {
         "structure": crystals,
         "source": pa.array(f"{label}:{number}" for number in numbers),
         "error": pa.nulls(len(batch), pa.string()),
     }
     try:
-        columns["id"] = pc.coalesce(batch.column(name).cast(pa.string()), counted) if name else counted
+        ids = _values(batch.column(name), pa.string()) if name else pa.nulls(len(batch), pa.string())
+        columns["id"] = None if ids is None else pc.coalesce(ids, counted)
+        properties = property_names(names, label)
         for field in schema:
             if field.name not in columns:
-                given_name = property_of(field.name, batch.schema.names)
-                known = given_name in batch.schema.names
-                columns[field.name] = batch.column(given_name) if known else pa.nulls(len(batch), field.type)
+                given = property_of(field.name, properties)
+                known = given in properties
+                columns[field.name] = (
+                    _values(batch.column(given), field.type) if known else pa.nulls(len(batch), field.type)
+                )
+        if any(columns[field.name] is None for field in schema):
+            return None
         return pa.table([columns[field.name].cast(field.type) for field in schema], schema=schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # a property of another type than was taken for granted
         return None
@@ -131,7 +163,11 @@ def unit_batches(unit: Unit, schema: pa.Schema, keep_text: bool) -> Iterator[pa.
         with pq.ParquetFile(unit.path) as file:
             for batch in file.iter_batches(batch_size=BATCH, row_groups=[unit.group]):
                 table = _table(batch, schema, unit.label, unit.first + read, keep_text)
-                yield table if table is not None else list(table_rows(batch, unit.label, unit.first + read))
+                yield (
+                    list(table_rows(batch, unit.label, unit.first + read, keep_text=keep_text))
+                    if table is None
+                    else table
+                )
                 read += len(batch)
     except Exception as error:  # noqa: BLE001 - a damaged file, as in unit_rows
         yield [broken_row(unit, read, error)]
@@ -144,7 +180,9 @@ def _has_structs(unit: Unit) -> bool:
     except Exception:  # noqa: BLE001 - reading its rows says what is wrong
         return False
     names = schema.names
-    return "cif" not in names and "structure" in names and is_crystal_struct(schema.field("structure").type)
+    if "cif" in names or names.count("structure") != 1 or {*SAMPLE_COLUMNS} <= {*names}:
+        return False
+    return is_crystal_struct(schema.field("structure").type)
 
 
 def check_properties(properties: Any) -> None:

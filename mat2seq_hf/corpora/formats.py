@@ -150,8 +150,12 @@ def _json_lines(stream: BinaryIO, label: str) -> Iterator[InputRow]:
             yield replace(problem_row(source, error), id=str(number))
 
 
-def crystal_text(crystal: Any) -> str:
+def crystal_text(crystal: Any, keep_text: bool = False) -> str:
     """The text of what stands in the crystal's column: a text, or an object of plain columns or pymatgen's.
+
+    Args:
+        crystal: what stands there.
+        keep_text: leave the source text among plain columns.
 
     Raises:
         TypeError, ValueError: it is neither.
@@ -163,7 +167,7 @@ def crystal_text(crystal: Any) -> str:
     if not isinstance(crystal, dict):
         raise TypeError(f"a {type(crystal).__name__} where a crystal is expected")
     return json.dumps({key: json.loads(value) if isinstance(value, str) and key in _PLAIN_COLUMNS else value
-                       for key, value in crystal.items() if key != "text"})  # fmt: skip
+                       for key, value in crystal.items() if keep_text or key != "text"})  # fmt: skip
 
 
 def _sample_name(row: Mapping[str, Any]) -> str | None:
@@ -173,7 +177,12 @@ def _sample_name(row: Mapping[str, Any]) -> str | None:
 
 
 def _table_row(
-    row: dict[str, Any], label: str, number: int, structure: str | None, written: Mapping[str, str] | None = None
+    row: dict[str, Any],
+    label: str,
+    number: int,
+    structure: str | None,
+    written: Mapping[str, str] | None = None,
+    keep_text: bool = False,
 ) -> InputRow:
     id_column = next((name for name in ID_COLUMNS if name in row), None)
     name = row.pop(id_column) if id_column else _sample_name(row)
@@ -184,7 +193,7 @@ def _table_row(
     else:
         crystal = row.pop(structure, None)
     try:
-        text, problem = crystal_text(crystal), ""
+        text, problem = crystal_text(crystal, keep_text), ""
     except (TypeError, ValueError) as error:
         text, problem = "", f"{type(error).__name__}: {error}"
     return InputRow(name, text, source, scalars(row), problem, json.dumps(written) if written else "{}")
@@ -225,8 +234,16 @@ def _is_scalar(kind: pa.DataType) -> bool:
     return any(check(kind) for check in (*kinds, pa.types.is_string, pa.types.is_large_string))
 
 
-def table_rows(batch: pa.RecordBatch | pa.Table, label: str, first: int = 0) -> Iterator[InputRow]:
-    """Rows of an Arrow table with a structure column; ``first`` is the number of its first row in the file.
+def table_rows(
+    batch: pa.RecordBatch | pa.Table, label: str, first: int = 0, *, keep_text: bool = False
+) -> Iterator[InputRow]:
+    """Rows of an Arrow table with a structure column.
+
+    Args:
+        batch: the table.
+        label: of the file.
+        first: number of the table's first row in the file.
+        keep_text: leave the source texts among plain columns.
 
     Raises:
         Mat2SeqError: no column holds crystals, or two columns have one name.
@@ -236,7 +253,7 @@ def table_rows(batch: pa.RecordBatch | pa.Table, label: str, first: int = 0) -> 
     # others are no properties, and not all of their values exist in Python, such as the year 10000
     kept = [index for index, field in enumerate(batch.schema) if field.name in needed or _is_scalar(field.type)]
     for number, row in enumerate(batch.select(kept).to_pylist(), start=first):
-        yield _table_row(row, label, number, structure)
+        yield _table_row(row, label, number, structure, keep_text=keep_text)
 
 
 def group_rows(path: Path | BinaryIO, label: str, group: int, first: int) -> Iterator[InputRow]:
