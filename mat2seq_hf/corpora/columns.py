@@ -102,13 +102,17 @@ def _family(kind: pa.DataType) -> str:
     return next((name for name, checks in families.items() if any(check(kind) for check in checks)), "")
 
 
-def _values(values: pa.Array, kind: pa.DataType) -> pa.Array | None:
-    """A column as the slow way gives it: numbers that are not finite are missing. None where a cast gives another."""
+def _values(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    """A column as reading its rows gives it: numbers that are not finite are missing.
+
+    Raises:
+        pa.ArrowInvalid, pa.ArrowNotImplementedError: it cannot be cast, or a cast gives something else.
+    """
     if pa.types.is_null(values.type):
         return pa.nulls(len(values), kind)
     given, wanted = _family(values.type), _family(kind)
     if not given or (given != wanted and (given, wanted) not in _CAST):
-        return None
+        raise pa.ArrowInvalid(f"a cast of {values.type} to {kind} differs from Python's")
     if given == "float":
         values = pc.if_else(pc.is_finite(values), values, None)
     return values.cast(kind)
@@ -130,14 +134,14 @@ def _table(batch: pa.RecordBatch, schema: pa.Schema, label: str, first: int, kee
     name = next((column for column in ID_COLUMNS if column in names), None)
     numbers = range(first, first + len(batch))
     counted = pa.array(map(str, numbers))
-    columns: dict[str, pa.Array | None] = {
+    columns = {
         "structure": crystals,
         "source": pa.array(f"{label}:{number}" for number in numbers),
         "error": pa.nulls(len(batch), pa.string()),
     }
     try:
         ids = _values(batch.column(name), pa.string()) if name else pa.nulls(len(batch), pa.string())
-        columns["id"] = None if ids is None else pc.coalesce(ids, counted)
+        columns["id"] = pc.coalesce(ids, counted)
         properties = property_names(names, label)
         for field in schema:
             if field.name not in columns:
@@ -146,8 +150,6 @@ def _table(batch: pa.RecordBatch, schema: pa.Schema, label: str, first: int, kee
                 columns[field.name] = (
                     _values(batch.column(given), field.type) if known else pa.nulls(len(batch), field.type)
                 )
-        if any(columns[field.name] is None for field in schema):
-            return None
         return pa.table([columns[field.name].cast(field.type) for field in schema], schema=schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # a property of another type than was taken for granted
         return None
