@@ -137,6 +137,21 @@ def test_folders_are_read_to_the_bottom_in_the_order_of_names(
     ]
 
 
+def test_a_file_that_is_named_twice_is_read_once(
+    files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cif.parquet", "plain.csv"):
+        shutil.copy(files / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    given: list[str | Path] = ["plain.csv", tmp_path / "plain.csv", ".", "link", "link/cif.parquet"]
+    rows = list(read_rows(given))
+    assert [row.source.partition(":")[0].rpartition("/")[2] for row in rows] == ["plain.csv"] * 3 + ["cif.parquet"] * 3
+    assert "left out 5 files, which are named twice and read once, in the inputs: " in caplog.text
+    (tmp_path / "copy.csv").symlink_to("plain.csv")  # another name
+    assert len(list(read_rows(["plain.csv", "copy.csv"]))) == 6
+
+
 def test_files_of_one_name_are_told_apart(cifs: dict[str, str], tmp_path: Path) -> None:
     for corpus in ("mp_20", "mpts_52"):
         (tmp_path / corpus).mkdir()

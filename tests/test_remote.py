@@ -87,6 +87,12 @@ def test_optimade_filters_and_limits_hold_and_errors_are_named(optimade_url: str
         list(optimade_rows("http://127.0.0.1:9"))
 
 
+def test_a_limit_that_asks_for_nothing_is_refused() -> None:
+    for limit in (0, -1):
+        with pytest.raises(Mat2SeqError, match="max_results is at least 1"):
+            next(optimade_rows("http://127.0.0.1:9", max_results=limit))
+
+
 @pytest.fixture
 def materials_project(crystals: dict[str, Structure]) -> Iterator[tuple[str, list[dict[str, list[str]]]]]:
     """A server that answers what mp-api asks: the heartbeat, and pages of the summary, to whoever has the key."""

@@ -23,7 +23,7 @@ import pytest
 from pymatgen.core import Composition, Lattice, Structure
 
 from mat2seq_hf.corpora.encode import EncodeSettings, encode_chunk, encode_row, write_table
-from mat2seq_hf.corpora.load import SAMPLE_CORPUS
+from mat2seq_hf.corpora.load import SAMPLE_CORPUS, load_crystals
 from mat2seq_hf.corpora.prepare import prepare
 from mat2seq_hf.corpora.rows import InputRow
 from mat2seq_hf.corpora.sources import read_rows
@@ -87,7 +87,7 @@ def test_a_worker_that_dies_while_it_is_sent_its_rows_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = Worker._start
-    killed = []
+    killed: list[int] = []
 
     def started(worker: Worker) -> Any:
         connections = start(worker)
@@ -194,6 +194,17 @@ def test_disorder_is_set_aside_or_ordered_or_ends_the_run(tmp_path: Path) -> Non
 def test_what_a_parser_did_not_expect_is_a_reason_too() -> None:
     row = encode_row(InputRow("x", '{"lattice": [[1, 0, 0]], "numbers": [1], "frac_coords": 7}', "x.json"))
     assert row["reason"]
+
+
+def test_a_reason_does_not_quote_a_whole_file(tmp_path: Path) -> None:
+    bad = {"lattice": ["x" * 2**20] * 3, "numbers": [1], "frac_coords": [[0, 0, 0]]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(bad) + "\n" + json.dumps({"structure": {"lattice": bad["lattice"]}}))
+    rows = list(read_rows([tmp_path / "a.jsonl"]))
+    kept = load_crystals(tmp_path / "a.jsonl", on_error="keep", streaming=True)
+    for reason in (*(encode_row(row)["reason"] for row in rows), *(row["error"] for row in kept)):
+        assert "CrystalError" in reason or "not all arrays" in reason or "holds no structure" in reason
+        assert len(reason) < 1100
+    assert len(InputRow("a", "", "a", problem="x" * 2**20).problem) < 1100
 
 
 def write_late(folder: str, doomed: Mapping[int, str], begin: Callable[[int], None]) -> None:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from ..errors import CrystalError, Mat2SeqError
 from .columns import announced_properties, check_properties, column_of, property_of, unit_batches
 from .feature import Crystal
-from .rows import InputRow
+from .rows import InputRow, cut
 from .sources import Unit, list_units, shards_of, unit_rows
 from .texts import ON_DISORDER, is_disordered, ordered
 
@@ -233,6 +233,7 @@ class CrystalCorpus(datasets.ArrowBasedBuilder):  # type: ignore[misc]  # datase
                 raise
             except Exception as error:  # noqa: BLE001 - a parser's surprise must not end a run over millions
                 entry["error"] = f"unexpected {type(error).__name__}: {error}"
+        entry["error"] = entry["error"] and cut(entry["error"])
         if entry["error"] and self.config.on_error == "raise":
             raise Mat2SeqError(f"{row.source} ({row.id}): {entry['error']}; mend it, or set on_error to skip or keep")
         return entry

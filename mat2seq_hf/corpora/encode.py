@@ -18,7 +18,7 @@ from ..canonical import CanonicalCrystal, canonicalize
 from ..errors import CrystalError, Mat2SeqError
 from ..sequence import SCHEME_VERSION, scheme_fingerprint
 from ..vocabulary import BOS, EOS, TOKEN_IDS, tokenize
-from .rows import InputRow
+from .rows import InputRow, cut
 from .schema import METADATA_KEY, PREPARED, REJECTED
 from .texts import ON_DISORDER, crystal_of, is_disordered, ordered
 
@@ -99,9 +99,9 @@ def encode_row(row: InputRow, settings: EncodeSettings = EncodeSettings()) -> di
     except DisorderError:
         raise
     except Mat2SeqError as error:
-        return {"id": row.id, "source": row.source, "reason": f"{type(error).__name__}: {error}"}
+        return {"id": row.id, "source": row.source, "reason": cut(f"{type(error).__name__}: {error}")}
     except Exception as error:  # noqa: BLE001 - a parser's surprise must not end a run over millions; it is recorded
-        return {"id": row.id, "source": row.source, "reason": f"unexpected {type(error).__name__}: {error}"}
+        return {"id": row.id, "source": row.source, "reason": cut(f"unexpected {type(error).__name__}: {error}")}
     ids = [TOKEN_IDS[BOS], *tokenize(crystal.text), TOKEN_IDS[EOS]]
     return {
         "id": row.id,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CrystalError, Mat2SeqError
-from .rows import InputRow, scalars
+from .rows import InputRow, cut, scalars
 
 __all__ = ["load_rows", "materials_project_rows", "optimade_rows"]
 
@@ -97,14 +97,17 @@ def optimade_rows(
         url: base URL of the provider, such as ``https://optimade.materialsproject.org``.
         filter_: in the OPTIMADE language, such as ``elements HAS ALL "Li","O" AND nsites<=20``.
         properties: further fields to carry along, such as ``_mp_stability``; only scalars are kept.
-        max_results: stop after so many.
+        max_results: stop after so many, at least 1.
 
     Raises:
-        Mat2SeqError: optimade is not installed, the filter is wrong, or the server cannot be reached or refuses.
+        Mat2SeqError: ``max_results`` is below 1, optimade is not installed, the filter is wrong, or the server cannot
+            be reached or refuses.
 
     Example:
         >>> rows = optimade_rows("https://optimade.materialsproject.org", "nsites<=20")  # doctest: +SKIP
     """
+    if max_results is not None and max_results < 1:
+        raise Mat2SeqError(f"max_results is at least 1, or None for all, not {max_results}")
     try:
         from optimade.client import OptimadeClient
     except ImportError as error:
@@ -155,7 +158,7 @@ def load_rows(rows: Iterable[InputRow]) -> Any:
         try:
             entry |= {"structure": None if row.problem else feature.encode_text(row.text)}
         except CrystalError as error:
-            entry["error"] = str(error)
+            entry["error"] = cut(str(error))
         entries.append(entry | {column_of(name): value for name, value in json.loads(row.properties).items()})
     names = sorted({name for entry in entries for name in entry} - {"id", "structure", "source", "error"})
     kinds = {

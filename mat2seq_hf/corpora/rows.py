@@ -20,6 +20,7 @@ __all__ = [
     "check_columns",
     "chosen",
     "chunks",
+    "cut",
     "is_property",
     "plain_name",
     "problem_row",
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 _Item = TypeVar("_Item")
+
+_REASON = 1000  # characters
 
 #: Columns that name a row, the first of them that is there.
 ID_COLUMNS = ("material_id", "id", "_id")
@@ -60,6 +63,12 @@ class InputRow:
         for name in ("id", "text", "source", "properties", "problem", "written"):
             # half a surrogate pair, as JSON can hold, is no UTF-8 and fits into no file
             object.__setattr__(self, name, without_half_pairs(getattr(self, name)))
+        object.__setattr__(self, "problem", cut(self.problem))
+
+
+def cut(reason: str) -> str:
+    """A reason without its middle where it is long: some errors quote all of a file."""
+    return reason if len(reason) <= _REASON else f"{reason[: _REASON // 2]} ... {reason[-_REASON // 2 :]}"
 
 
 def problem_row(label: str, error: Exception | str) -> InputRow:

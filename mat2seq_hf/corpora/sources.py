@@ -14,7 +14,7 @@ from ..errors import Mat2SeqError
 from .archives import archive_files, folder_files, is_archive, open_file, warn_left_out, warn_unread
 from .databases import database_rows
 from .formats import group_rows, reader_of
-from .rows import SAMPLE_COLUMNS, InputRow, stem_of
+from .rows import SAMPLE_COLUMNS, InputRow, cut, stem_of
 from .schema import METADATA_KEY
 
 __all__ = [
@@ -170,11 +170,28 @@ def _refuse_within(file: Path, output: Path | None) -> None:
         raise Mat2SeqError(f"{file} is input and lies in the output folder {output}: give another folder")
 
 
+def _files(path: Path, output: Path | None) -> list[Path]:
+    """The files of a folder, or the file itself.
+
+    Raises:
+        Mat2SeqError: a file is of no known kind, or the path is the output or a file in it.
+    """
+    if path.is_dir():
+        return _without_copies(_without(folder_files(path), path, output))
+    if not is_known(path.name):
+        raise Mat2SeqError(
+            f"{path.name} is no file of crystals; give CIF, POSCAR, extended XYZ, JSON, CSV, parquet, an ASE "
+            "database, or an archive of such files"
+        )
+    _refuse_within(path, output)
+    return [path]
+
+
 def list_units(inputs: Sequence[str | Path], output: Path | None = None) -> list[Unit]:
     """The parts of files and folders, in the order given and, within a folder, of names.
 
     Folders are searched to the bottom; files of unknown kinds and hidden ones are left out there, which is logged. Of a
-    folder that sampling at scale wrote, samples.parquet is taken alone.
+    folder that sampling at scale wrote, samples.parquet is taken alone. A file that is named twice is taken once.
 
     Args:
         inputs: files, folders and archives.
@@ -187,26 +204,27 @@ def list_units(inputs: Sequence[str | Path], output: Path | None = None) -> list
     paths = [Path(given) for given in inputs]
     units: list[Unit] = []
     skipped: list[str] = []
+    again: list[str] = []
+    seen: set[Path] = set()
     for path, label in zip(paths, short_names(paths), strict=True):
         if not path.exists():
             raise Mat2SeqError(f"{path} does not exist")
-        if not path.is_dir():
-            if not is_known(path.name):
-                raise Mat2SeqError(
-                    f"{path.name} is no file of crystals; give CIF, POSCAR, extended XYZ, JSON, CSV, parquet, an ASE "
-                    "database, or an archive of such files"
-                )
-            _refuse_within(path, output)
-            units += _units_of(path, label, strict=True)
-            continue
-        for file in _without_copies(_without(folder_files(path), path, output)):
-            if is_known(file.name):
-                inside = file.relative_to(path).as_posix()
-                name = f"{label}/{inside}".encode("utf-8", "replace").decode()  # names can be any bytes
-                units += _units_of(file, name, strict=False)
-            else:
+        folder = path if path.is_dir() else path.parent
+        place = folder.resolve()
+        for file in _files(path, output):
+            inside = file.relative_to(folder)
+            if place / inside in seen:
+                again.append(str(file))
+            elif not is_known(file.name):
                 skipped.append(file.name)
+            elif file == path:
+                units += _units_of(path, label, strict=True)
+            else:
+                name = f"{label}/{inside.as_posix()}".encode("utf-8", "replace").decode()  # names can be any bytes
+                units += _units_of(file, name, strict=False)
+            seen.add(place / inside)
     warn_left_out(skipped)
+    warn_unread(again, "files, which are named twice and read once,", "the inputs")
     return units
 
 
@@ -228,7 +246,7 @@ def shards_of(units: Sequence[Unit]) -> list[list[Unit]]:
 
 def said(error: Exception) -> str:
     """What is wrong with a broken file, in one line."""
-    return str(error) if isinstance(error, Mat2SeqError) else f"{type(error).__name__}: {error}"
+    return cut(str(error) if isinstance(error, Mat2SeqError) else f"{type(error).__name__}: {error}")
 
 
 def _archive_rows(path: Path, label: str) -> Iterator[InputRow]:
