@@ -235,8 +235,7 @@ def canonicalize(crystal: Any, symprec: float = 0.01, detector: str = "spglib") 
     if not 1e-5 <= symprec <= 0.2:
         raise CrystalError(f"symprec {symprec!r} is outside 1e-5 to 0.2 angstrom")
     if detector not in DETECTORS:
-        missing = "; install moyopy for it" if detector == "moyopy" else ""
-        raise CrystalError(f"detector {detector!r} is none of {', '.join(DETECTORS)}{missing}")
+        raise CrystalError(f"detector {detector!r} is none of {', '.join(DETECTORS)}")
     cell = primitive_cell(read_cell(crystal), TIGHT)
     crowded = has_nearer_atoms(cell, OVERLAP_DISTANCE + 4 * symprec + _ROUNDING)
     if crowded:

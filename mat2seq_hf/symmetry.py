@@ -13,13 +13,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 # spglib's C code writes to stderr whenever a search fails; here a failed search is tried again at a smaller tolerance.
 os.environ.setdefault("SPGLIB_WARNING", "OFF")
 
+import moyopy
 import spglib
 from numpy.typing import NDArray
 
@@ -30,17 +30,11 @@ from .operations import (
     primitive_coordinates,
     primitive_operations,
 )
-from .reduction import Cell, primitive_cell
+from .reduction import Cell, minkowski_basis, primitive_cell
 from .tables import ROWS
 
-try:
-    import moyopy as _moyopy
-except ImportError:  # code loaded from a Hub repo runs with spglib alone, slower
-    moyopy: Any = None
-else:
-    moyopy = _moyopy
-    # It reports translations that the cell's basis lacks; here the next search takes care of those.
-    logging.getLogger("moyo").setLevel(logging.ERROR)
+# It reports translations that the cell's basis lacks; here the next search takes care of those.
+logging.getLogger("moyo").setLevel(logging.ERROR)
 
 __all__ = ["DETECTORS", "StandardCrystal", "exact_crystal", "has_no_more_symmetry", "symmetrize"]
 
@@ -53,6 +47,9 @@ _SHRINK = 0.7
 _ATTEMPTS = 20
 # Where a search this much looser finds no more symmetry than is exact, none is looked for at symprec.
 _LOOSER = 2.0
+# Adding a short vector a to a long one, c, changes its length by a^2 / 2c. Where that is within the tolerance a sheared
+# lattice passes for the lattice itself, and moyopy (0.21) can look for the end of such a group for ever.
+_SHEAR = 0.5
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,19 @@ def _ask_spglib(cell: Cell, tolerance: float) -> _Finding | None:
     return _Finding(dataset.number, basis.tolist(), origin.tolist(), orbits, tolerance)
 
 
+def _may_shear(lattice: Floats, tolerance: float) -> bool:
+    """Whether the longest reduced vector is as long within ``tolerance`` (angstrom) when the shortest one is added."""
+    _, middle, longest = sorted(np.linalg.norm(lattice, axis=1).tolist())
+    thinnest = abs(_determinant(lattice.tolist())) / (middle * longest)  # no lattice vector is shorter
+    if tolerance * longest <= _SHEAR * thinnest**2:  # most cells
+        return False
+    shortest, _, longest = sorted(np.linalg.norm(minkowski_basis(lattice) @ lattice, axis=1).tolist())
+    return bool(tolerance * longest > _SHEAR * shortest**2)
+
+
 def _ask_moyopy(cell: Cell, tolerance: float) -> _Finding | None:
+    if _may_shear(cell.lattice, tolerance):
+        return _ask_spglib(cell, tolerance)
     crystal = moyopy.Cell(cell.lattice.tolist(), cell.positions.tolist(), cell.numbers.tolist())
     try:
         found = moyopy.MoyoDataset(crystal, symprec=tolerance, setting=moyopy.Setting.standard(), rotate_basis=False)
@@ -144,9 +153,9 @@ def _ask_moyopy(cell: Cell, tolerance: float) -> _Finding | None:
 _Detector = Callable[[Cell, float], _Finding | None]
 
 #: Who decides within the tolerance; both know the 230 groups and differ only in what they count as near enough.
-DETECTORS: dict[str, _Detector] = {"spglib": _ask_spglib, **({} if moyopy is None else {"moyopy": _ask_moyopy})}
+DETECTORS: dict[str, _Detector] = {"spglib": _ask_spglib, "moyopy": _ask_moyopy}
 # Where symmetry is exact all detectors agree, and the fastest one is asked.
-_ask_fast = _ask_spglib if moyopy is None else _ask_moyopy
+_ask_fast = _ask_moyopy
 
 
 def _determinant(rows: list[list[float]]) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import product
 from multiprocessing import get_context
@@ -269,6 +271,32 @@ def test_an_unusable_symprec_is_refused(crystals: dict[str, Structure], symprec:
 def test_detectors_agree_where_symmetry_is_exact(number: int) -> None:
     structure = random_crystal(number, np.random.default_rng(1000 + number))
     assert canonicalize(structure, detector="moyopy") == canonicalize(structure, detector="spglib")
+
+
+_LONG = """
+import numpy as np
+from mat2seq_hf import canonicalize
+from mat2seq_hf.lattice import lattice_vectors
+
+lattice = lattice_vectors(({lengths}, 90, 90, 90))
+for detector in ("spglib", "moyopy"):
+    first = canonicalize((lattice, [[0, 0, 0], [0.3, 0.41, 0.5]], [6, 6]), {symprec}, detector)
+    skew = np.array([[1, 1, 0], [0, 1, 0], [3, -2, 1]]) @ lattice
+    moved = np.array([[0, 0, 0], [0.3, 0.41, 0.5]]) @ lattice @ np.linalg.inv(skew)
+    assert canonicalize((skew, moved, [6, 6]), {symprec}, detector) == first, detector
+    print(first.text)
+"""
+
+
+@pytest.mark.parametrize(
+    ("lengths", "symprec"), [("2.5, 4, 490", 0.1), ("2.5, 10, 100", 0.2), ("1.5, 2, 100", 0.1), ("2.5, 490, 4", 0.2)]
+)
+def test_long_cells_come_to_an_end(lengths: str, symprec: float) -> None:
+    """A search that takes a sheared lattice for the lattice itself never returns, and no signal ends it."""
+    code = _LONG.format(lengths=lengths, symprec=symprec)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("C2 [P2_1/m]")
 
 
 def test_an_unknown_detector_is_refused(crystals: dict[str, Structure]) -> None:
