@@ -27,7 +27,7 @@ from .sampling_settings import SamplingSettings
 from .vocabulary import BOS, END_OF_FIELDS, FIELDS, PAD, TOKEN_IDS
 from .wishes import Prompt
 
-__all__ = ["Drawn", "draw_samples", "row_keys"]
+__all__ = ["Drawn", "draw_samples", "in_float64", "row_keys"]
 
 Integers = NDArray[np.int64]
 
@@ -86,6 +86,11 @@ def _uniform(keys: NDArray[np.uint64], counters: Integers) -> NDArray[np.float64
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def in_float64(values: torch.Tensor) -> torch.Tensor:
+    """The same values in float64; on the CPU where their device has no such type (GPUs of Apple)."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
 def _choose(
     logits: torch.Tensor, biases: torch.Tensor, settings: SamplingSettings, uniform: NDArray[np.float64]
 ) -> torch.Tensor:
@@ -97,13 +102,13 @@ def _choose(
         values, tokens = legal.topk(count, dim=-1)
     else:
         values, tokens = legal, None
-    shares = values.double().softmax(-1)
+    shares = in_float64(values).softmax(-1)
     if settings.top_p < 1.0:
         shares = shares * (shares.cumsum(-1) - shares < settings.top_p)
     sums = shares.cumsum(-1)
     target = torch.from_numpy(uniform).to(sums.device)[:, None] * sums[:, -1:]
     # the first token whose sum exceeds the target; its own share is then above zero
-    places = torch.searchsorted(sums, target, right=True).clamp_(max=sums.shape[-1] - 1)
+    places = torch.searchsorted(sums, target, right=True).clamp_(max=sums.shape[-1] - 1).to(legal.device)
     return (places if tokens is None else tokens.gather(1, places))[:, 0]
 
 
@@ -213,7 +218,7 @@ class _Batch:
     def _count_raw(self, logits: torch.Tensor, rows: Integers, columns: Integers, tokens: Integers) -> None:
         steps = logits[torch.from_numpy(rows), torch.from_numpy(columns)]
         chosen = torch.from_numpy(tokens).to(steps.device)[:, None]
-        np.add.at(self.raw, rows, (steps.gather(1, chosen)[:, 0] - steps.logsumexp(-1)).double().cpu().numpy())
+        np.add.at(self.raw, rows, (steps.gather(1, chosen)[:, 0] - steps.logsumexp(-1)).cpu().double().numpy())
 
     def _draw(self, ready: Integers, logits: torch.Tensor, guided: torch.Tensor | None) -> None:
         """A new token for these rows, and what must follow it."""
@@ -225,7 +230,7 @@ class _Batch:
         chosen = _choose(steps if guided is None else guided[places], biases, self.settings, uniform)
         picked = steps.gather(1, chosen[:, None])[:, 0]
         sums = torch.stack([picked - (steps + biases).logsumexp(-1), picked - steps.logsumexp(-1)])
-        tokens, (renormalised, raw) = chosen.cpu().numpy(), sums.double().cpu().numpy()
+        tokens, (renormalised, raw) = chosen.cpu().numpy(), sums.cpu().double().numpy()
         self.log_prob[ready] += renormalised
         self.raw[ready] += raw
         self.ids[ready, self.length[ready]] = tokens

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from simulated_mps import SimulatedMps, on_mps
 from transformers import BloomConfig, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig
 
 from mat2seq_hf import sampling
@@ -15,7 +16,7 @@ from mat2seq_hf.constraints import sequence_log_probs
 from mat2seq_hf.errors import Mat2SeqError, PromptError
 from mat2seq_hf.grammar import Grammar
 from mat2seq_hf.presets import gpt2_config, llama_config
-from mat2seq_hf.reader import context_length
+from mat2seq_hf.reader import Reader, context_length
 from mat2seq_hf.sampling import draw_samples, row_keys
 from mat2seq_hf.sampling_settings import SamplingSettings
 from mat2seq_hf.tokenizer import text_of_tokens
@@ -163,3 +164,18 @@ def test_a_model_that_forgets_or_does_not_say_what_it_reads_is_refused() -> None
     assert context_length(MistralConfig(max_position_embeddings=64, sliding_window=64)) == 64
     with pytest.raises(Mat2SeqError, match="the bloom model has no max_position_embeddings"):
         context_length(BloomConfig())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [SamplingSettings(), SamplingSettings(top_k=8), SamplingSettings(top_p=0.9), SamplingSettings(guidance_scale=2.0)],
+)
+def test_a_device_without_float64_draws_the_same(
+    model: Any, settings: SamplingSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [*PROMPTS[:3], Prompt("LiF", max_atoms=4, properties={"band_gap": 5.0})]
+    expected = draw_samples(model, prompts, KEYS[:4], settings)
+    read = Reader.read
+    monkeypatch.setattr(Reader, "read", lambda *args: on_mps(read(*args)))
+    with SimulatedMps():
+        assert draw_samples(model, prompts, KEYS[:4], settings) == expected

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from ..sampling import in_float64
 from .data import CorpusFacts, Examples, TokenCorpus, make_batch
 from .packing import BatchPlan
 from .prefixes import PrefixDraw
@@ -51,7 +52,7 @@ def bits_per_structure(
         labels = batch["labels"][:, 1:].to(model.device)
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
         losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-        bits[[row[0] for row in rows]] = losses.double().sum(dim=1).cpu().numpy() / math.log(2)
+        bits[[row[0] for row in rows]] = in_float64(losses).sum(dim=1).cpu().numpy() / math.log(2)
     model.train(was_training)
     return bits
 
