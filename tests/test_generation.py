@@ -11,13 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from runs import write_report
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from mat2seq_hf.errors import Mat2SeqError
-from mat2seq_hf.generation import SAMPLES, Asked, Job, merge, prompt_json, read_prompts, run_job, summary, write_cifs
+from mat2seq_hf.generation import (
+    SAMPLES,
+    Asked,
+    Job,
+    bulk,
+    merge,
+    prompt_json,
+    read_prompts,
+    run_job,
+    summary,
+    write_cifs,
+)
 from mat2seq_hf.generation.loading import weights_fingerprint
 from mat2seq_hf.pipeline import CrystalGenerationPipeline
 from mat2seq_hf.presets import gpt2_config, llama_config
@@ -79,6 +91,54 @@ def test_samples_do_not_depend_on_the_size_of_a_batch(
     pd.testing.assert_frame_equal(finish(pipe, tmp_path, job=replace(JOB, rows=100)), samples)
     answers = pipe(list(FORMULAS), num_return_sequences=2, seed=5, top_k=8, max_atoms=10, batch_size=3)
     assert [sample["text"] for answer in answers for sample in answer] == samples.text.tolist()
+
+
+def test_parts_are_joined_without_holding_all_of_them(
+    pipe: CrystalGenerationPipeline, samples: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = finish(pipe, tmp_path)
+    size = sum(pq.ParquetFile(path).read().nbytes for path in (tmp_path / "parts").iterdir())
+    for share in (3, 100):  # several rows at once, and one
+        monkeypatch.setattr(bulk, "_BYTES", size // share + 1)
+        path = merge(tmp_path, ASKED)
+        assert pq.ParquetFile(path).num_row_groups == min(share, len(whole))
+        pd.testing.assert_frame_equal(pd.read_parquet(path), samples)
+        assert pq.read_schema(path).equals(SAMPLES)
+
+
+def test_a_part_that_is_damaged_is_drawn_again(
+    pipe: CrystalGenerationPipeline, samples: pd.DataFrame, tmp_path: Path
+) -> None:
+    finish(pipe, tmp_path)
+    parts = sorted((tmp_path / "parts").iterdir())
+    data, table = parts[0].read_bytes(), pq.ParquetFile(parts[2]).read()
+    parts[0].write_bytes(data[: len(data) // 2])
+    parts[1].write_bytes(b"")
+    pq.write_table(table.slice(1), parts[2])
+    kept = parts[3].stat().st_mtime_ns
+    with pytest.raises(Mat2SeqError, match=r"part-000000\.parquet cannot be read: run the command again"):
+        merge(tmp_path, ASKED)
+    (tmp_path / "parts" / "part-000001.77.tmp").write_bytes(b"half of a fi")  # what a kill leaves
+    pd.testing.assert_frame_equal(finish(pipe, tmp_path), samples)
+    assert sorted((tmp_path / "parts").iterdir()) == parts
+    assert parts[3].stat().st_mtime_ns == kept
+
+
+def test_two_runs_do_not_draw_the_same_share(pipe: CrystalGenerationPipeline, tmp_path: Path) -> None:
+    first = run_job(pipe, ASKED, JOB, tmp_path, model="test")
+    next(first)
+    with pytest.raises(Mat2SeqError, match=r"another run is writing to .*; wait for it, or name another folder"):
+        next(run_job(pipe, ASKED, JOB, tmp_path, model="test"))
+    next(run_job(pipe, ASKED, JOB, tmp_path, model="test", rank=1, processes=2))
+    first.close()  # type: ignore[attr-defined]
+    next(run_job(pipe, ASKED, JOB, tmp_path, model="test"))
+
+
+def test_a_plan_that_is_none_is_named(pipe: CrystalGenerationPipeline, tmp_path: Path) -> None:
+    for content in ("[]", "{", "null"):
+        (tmp_path / "plan.json").write_text(content)
+        with pytest.raises(Mat2SeqError, match=r"plan\.json is no plan of a job; remove the folder"):
+            next(run_job(pipe, ASKED, JOB, tmp_path, model="test"))
 
 
 def test_a_folder_of_another_job_is_refused(pipe: CrystalGenerationPipeline, tmp_path: Path) -> None:

@@ -11,12 +11,16 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from ..corpora.encode import write_table
 from ..errors import Mat2SeqError, PromptError
@@ -30,6 +34,7 @@ __all__ = ["Job", "merge", "run_job"]
 
 _PLAN = "plan.json"
 _PARTS = "parts"
+_BYTES = 256 << 20  # of rows that are in memory when parts are joined; a column of text cannot hold 2 GiB
 
 
 @dataclass(frozen=True)
@@ -121,8 +126,7 @@ def _record(pipe: Any, asked: Sequence[Asked], job: Job, model: str) -> dict[str
 
 
 def _open_folder(folder: Path, record: dict[str, Any]) -> None:
-    """Make the folder of a job, or check that it is the folder of this job."""
-    (folder / _PARTS).mkdir(parents=True, exist_ok=True)
+    """Write down the job of a folder, or check that it is the folder of this job."""
     plan = folder / _PLAN
     text = json.dumps(record, indent=1) + "\n"
     if not plan.is_file():
@@ -130,8 +134,10 @@ def _open_folder(folder: Path, record: dict[str, Any]) -> None:
         return
     try:
         found = json.loads(plan.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Mat2SeqError(f"{plan} is no JSON; remove the folder or name another one") from error
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise Mat2SeqError(f"{plan} is no plan of a job; remove the folder or name another one")
     wanted = json.loads(text)
     for name in [*wanted, *(set(found) - set(wanted))]:
         if found.get(name) != wanted.get(name):
@@ -146,6 +152,49 @@ def _replace(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(content)
     temporary.replace(path)
+
+
+@contextmanager
+def _alone(folder: Path, rank: int) -> Iterator[None]:
+    """Let no other run draw this share of a job."""
+    try:
+        with FileLock(folder / f".lock-{rank}", timeout=0):
+            yield
+    except Timeout as error:
+        raise Mat2SeqError(f"another run is writing to {folder}; wait for it, or name another folder") from error
+
+
+def _read_part(path: Path) -> pa.Table:
+    """All of a part.
+
+    Raises:
+        Mat2SeqError: it cannot be read, or has other columns.
+    """
+    try:
+        table = pq.ParquetFile(path).read()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise Mat2SeqError(f"{path} cannot be read: run the command again, which draws it anew") from error
+    if not table.schema.equals(SAMPLES):
+        raise Mat2SeqError(f"{path} has other columns: run the command again, which draws it anew")
+    return table
+
+
+def _is_whole(part: _Part, asked: Sequence[Asked], job: Job) -> bool:
+    """Whether a part can be kept: a machine that goes down can leave anything under its name."""
+    try:
+        table = _read_part(part.path)
+    except Mat2SeqError:
+        return False
+    found = zip(table["prompt_id"].to_pylist(), table["sample_index"].to_pylist(), strict=True)
+    return [*found] == [(asked[number].prompt_id, i) for number in part.numbers for i in range(job.samples)]
+
+
+def _remove_unfinished(parts: Sequence[_Part], folder: Path) -> None:
+    """Remove what killed runs have left of these parts."""
+    stems = {part.path.stem for part in parts}
+    for path in (folder / _PARTS).glob("*.tmp"):
+        if path.name.split(".")[0] in stems:
+            path.unlink(missing_ok=True)
 
 
 def _rows_of(pipe: Any, asked: Sequence[Asked], job: Job, plan: _Plan, part: _Part, model: str) -> list[dict[str, Any]]:
@@ -183,7 +232,8 @@ def run_job(
     """Draw what is missing of a job, and yield the number of prompts after each batch.
 
     Process ``rank`` of ``processes`` draws every batch whose number leaves the remainder ``rank``. A batch is one
-    parquet file under ``folder/parts``. :func:`merge` joins them when all processes have come to their end.
+    parquet file under ``folder/parts``; one that is there is kept if it can be read and has all its rows. :func:`merge`
+    joins them when all processes have come to their end.
 
     Args:
         pipe: a :class:`~mat2seq_hf.CrystalGenerationPipeline`.
@@ -194,43 +244,98 @@ def run_job(
         rank, processes: which share of the batches is drawn here.
 
     Raises:
-        Mat2SeqError: the folder belongs to another job, or no prompt can be fulfilled.
+        Mat2SeqError: the folder belongs to another job, another run draws the same share, or no prompt can be
+            fulfilled.
     """
     folder = Path(folder)
     plan = _plan(pipe, asked, job, folder)
     if not plan.prompts:
         raise Mat2SeqError(f"none of {len(asked)} prompts can be fulfilled; the first one: {plan.rejected[0][1]}")
-    _open_folder(folder, _record(pipe, asked, job, model))
-    if plan.rejected and rank == 0:
-        rows = [
-            {"prompt_id": asked[n].prompt_id, "prompt": json.dumps(asked[n].prompt, default=str), "reason": reason}
-            for n, reason in plan.rejected
-        ]
-        write_table(pa.Table.from_pylist(rows, REJECTED_PROMPTS), folder / "rejected.parquet")
-    for number, part in enumerate(plan.parts):
-        if number % processes == rank:
-            if not part.path.is_file():
+    (folder / _PARTS).mkdir(parents=True, exist_ok=True)
+    with _alone(folder, rank):
+        _open_folder(folder, _record(pipe, asked, job, model))
+        if plan.rejected and rank == 0:
+            rows = [
+                {"prompt_id": asked[n].prompt_id, "prompt": json.dumps(asked[n].prompt, default=str), "reason": reason}
+                for n, reason in plan.rejected
+            ]
+            write_table(pa.Table.from_pylist(rows, REJECTED_PROMPTS), folder / "rejected.parquet")
+        share = plan.parts[rank::processes]
+        _remove_unfinished(share, folder)
+        for part in share:
+            if not _is_whole(part, asked, job):
                 rows = _rows_of(pipe, asked, job, plan, part, model)
                 write_table(pa.Table.from_pylist(rows, SAMPLES), part.path)
             yield len(part.numbers)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of all parts, one after the other: arrays of shape (rows,).
+
+    Attributes:
+        paths: the parts.
+        part: index of each row's part.
+        row: its index there.
+        place: number of its prompt.
+        sample: its number among the samples of the prompt.
+        size: its bytes, of each part the mean.
+    """
+
+    paths: list[Path]
+    part: NDArray[np.int64]
+    row: NDArray[np.int64]
+    place: NDArray[np.int64]
+    sample: NDArray[np.int64]
+    size: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, paths: list[Path], place: dict[str, int]) -> _Rows:
+        """Read every part once."""
+        found: list[tuple[Any, ...]] = []
+        for number, path in enumerate(paths):
+            table = _read_part(path)
+            places = [place[name] for name in table["prompt_id"].to_pylist()]
+            size = np.full(len(table), table.nbytes / max(len(table), 1))
+            samples = table["sample_index"].to_numpy()
+            found.append((np.full(len(table), number), np.arange(len(table)), places, samples, size))
+        return cls(paths, *(np.concatenate(columns) for columns in zip(*found, strict=True)))
+
+    def batches(self) -> Iterator[pa.Table]:
+        """All rows in the order of prompts and samples, as many at once as memory is meant to hold."""
+        order = np.lexsort((self.sample, self.place))
+        batch = np.cumsum(self.size[order]) // _BYTES
+        for rows in np.split(order, np.flatnonzero(np.diff(batch)) + 1):
+            inside = np.sort(rows)
+            pieces = np.split(inside, np.flatnonzero(np.diff(self.part[inside])) + 1)
+            tables = [_read_part(self.paths[self.part[piece[0]]]).take(self.row[piece]) for piece in pieces]
+            yield pa.concat_tables(tables).take(np.searchsorted(inside, rows))
 
 
 def merge(folder: str | Path, asked: Sequence[Asked]) -> Path:
     """Join the parts of a finished job in ``folder/samples.parquet``, in the order of the prompts.
 
     Raises:
-        Mat2SeqError: prompts are missing, as when one of several processes was killed.
+        Mat2SeqError: prompts are missing, as when one of several processes was killed; a part is damaged; or another
+            run is writing to the folder.
     """
     folder = Path(folder)
-    table = pa.concat_tables(pq.read_table(path) for path in sorted((folder / _PARTS).glob("part-*.parquet")))
-    rejected = folder / "rejected.parquet"
-    aside = set(pq.read_table(rejected)["prompt_id"].to_pylist()) if rejected.is_file() else set()
-    found = set(table["prompt_id"].to_pylist())
-    missing = [one.prompt_id for one in asked if one.prompt_id not in found | aside]
-    if missing:
-        raise Mat2SeqError(f"{len(missing)} prompts have no samples yet, {missing[0]!r} first: run the command again")
-    place = {one.prompt_id: number for number, one in enumerate(asked)}
-    keys = pa.array([place[name] for name in table["prompt_id"].to_pylist()])
-    table = table.append_column("place", keys).sort_by([("place", "ascending"), ("sample_index", "ascending")])
-    write_table(table.drop_columns(["place"]), folder / "samples.parquet")
-    return folder / "samples.parquet"
+    paths = sorted((folder / _PARTS).glob("part-*.parquet"))
+    if not paths:
+        raise Mat2SeqError(f"{folder} holds no samples yet: run the command again")
+    path, rejected = folder / "samples.parquet", folder / "rejected.parquet"
+    with _alone(folder, 0):
+        rows = _Rows.of(paths, {one.prompt_id: number for number, one in enumerate(asked)})
+        aside = set(pq.read_table(rejected)["prompt_id"].to_pylist()) if rejected.is_file() else set()
+        found = {asked[number].prompt_id for number in np.unique(rows.place).tolist()}
+        missing = [one.prompt_id for one in asked if one.prompt_id not in found | aside]
+        if missing:
+            raise Mat2SeqError(
+                f"{len(missing)} prompts have no samples yet, {missing[0]!r} first: run the command again"
+            )
+        unfinished = path.with_suffix(".tmp")
+        with pq.ParquetWriter(unfinished, SAMPLES, compression="zstd") as writer:
+            for table in rows.batches():
+                writer.write_table(table)
+        unfinished.replace(path)
+    return path
