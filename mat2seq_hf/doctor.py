@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 from .errors import Mat2SeqError
-from .registration import DEFAULT_MODEL
+from .registration import DEFAULT_MODEL, WEIGHTS_HASH
 from .sequence import scheme_fingerprint
 
 __all__ = ["Finding", "examine"]
 
 _LIBRARIES = (
-    *("mat2seq-hf", "torch", "transformers", "tokenizers", "datasets", "accelerate"),
-    *("numpy", "pymatgen", "spglib", "gemmi"),
+    *("mat2seq-hf", "torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "datasets", "accelerate"),
+    *("numpy", "scipy", "pyarrow", "pymatgen", "spglib", "moyopy", "gemmi", "filelock", "pyyaml", "rich", "tqdm"),
 )
 _TEXT = "Na1 Cl1 [Fm-3m] 5.6402 5.6402 5.6402 90 90 90 Na 4a 0 0 0 Cl 4b 1/2 1/2 1/2"
 
@@ -45,11 +45,18 @@ def examine() -> Iterator[Finding]:
         except PackageNotFoundError:
             yield Finding(library, "is not installed", passed=False)
     yield Finding("scheme", scheme_fingerprint(), passed=True)
-    yield _canonical_form()
-    yield _tokenizer()
-    yield _model()
+    yield _checked("canonical form", _canonical_form)
+    yield _checked("tokenizer", _tokenizer)
+    yield _checked("shipped model", _model)
     if (DEFAULT_MODEL / "config.json").is_file():
-        yield _generation()
+        yield _checked("generation", _generation)
+
+
+def _checked(name: str, check: Callable[[], Finding]) -> Finding:
+    try:
+        return check()
+    except Exception as error:  # noqa: BLE001 - whatever a broken installation raises is what was found
+        return Finding(name, f"{type(error).__name__}: {error}", passed=False)
 
 
 def _canonical_form() -> Finding:
@@ -75,12 +82,15 @@ def _model() -> Finding:
     weights = DEFAULT_MODEL / "model.safetensors"
     if not weights.is_file():
         return Finding("shipped model", f"is missing: {weights}", passed=False)
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    written = (DEFAULT_MODEL / WEIGHTS_HASH).read_text(encoding="utf-8").split()[0]
+    if digest != written:
+        return Finding("shipped model", f"is damaged: sha256 {digest[:16]}..., not {written[:16]}...", passed=False)
     config = json.loads((DEFAULT_MODEL / "config.json").read_text(encoding="utf-8"))
     scheme = config.get("mat2seq", {}).get("scheme")
     size = f"{weights.stat().st_size / 1e6:.1f} MB"
     return Finding(
-        "shipped model", f"{size}, sha256 {digest}..., scheme {scheme}", passed=scheme == scheme_fingerprint()
+        "shipped model", f"{size}, sha256 {digest[:16]}..., scheme {scheme}", passed=scheme == scheme_fingerprint()
     )
 
 

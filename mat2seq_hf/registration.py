@@ -17,13 +17,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ["DEFAULT_MODEL", "TASK", "register"]
+__all__ = ["DEFAULT_MODEL", "TASK", "WEIGHTS_HASH", "register"]
 
 #: Task name for ``transformers.pipeline``.
 TASK = "crystal-generation"
 
 #: Folder of the model that ships in the package.
 DEFAULT_MODEL = Path(__file__).resolve().parent / "default_model"
+
+#: File beside its weights with their SHA-256, as ``sha256sum`` writes it; scripts/export_model.py does.
+WEIGHTS_HASH = "weights.sha256"
 
 
 def _enter_tokenizer(tokenizer_class: type[Any]) -> None:

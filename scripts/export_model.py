@@ -6,15 +6,18 @@ r"""Turn a checkpoint of a training run into a model folder with tokenizer, gene
     python scripts/export_model.py runs/mp_20_small -o my-model --dtype bfloat16 --shard-mb 15
 
 Of a run that was killed the best checkpoint is taken. ``--plain`` leaves out the copied code: a folder inside the
-package does without. A card is written where the run has its ``run_record.json`` and evaluations are given, folders
-that ``mat2seq evaluate`` wrote: of ``csp`` side by side, of other tasks one after the other.
+package does without, and has the SHA-256 of its weights beside them. A card is written where the run has its
+``run_record.json`` and evaluations are given, folders that ``mat2seq evaluate`` wrote: of ``csp`` side by side, of
+other tasks one after the other.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
+import shutil
 import sys
 from itertools import zip_longest
 from pathlib import Path
@@ -82,6 +85,45 @@ def facts_of_runs(options: argparse.Namespace) -> tuple[dict[str, Any], list[dic
         raise Mat2SeqError(f"{path} is no record of a run, nor facts of a model: {error!r}") from error
 
 
+def check_sizes(options: argparse.Namespace) -> None:
+    """Refuse sizes that no model and no file has.
+
+    Raises:
+        PromptError: one is out of range.
+    """
+    from mat2seq_hf.errors import PromptError
+    from mat2seq_hf.vocabulary import MAX_ATOMS
+
+    for name, most in (("max_atoms", MAX_ATOMS), ("shard_mb", 10**6)):
+        value = getattr(options, name)
+        if value is not None and not 1 <= value <= most:
+            raise PromptError(f"--{name.replace('_', '-')} must be from 1 to {most}, not {value}")
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what another model left in the folder and this one may not write: card, index, hash, code."""
+    import mat2seq_hf
+    from mat2seq_hf.registration import WEIGHTS_HASH
+
+    modules: list[str] = []
+    if (folder / "config.json").is_file():  # then they are copies
+        modules = [path.name for path in Path(mat2seq_hf.__file__).parent.glob("*.py")]
+    for stale in ("README.md", "model.safetensors.index.json", WEIGHTS_HASH, *modules):
+        (folder / stale).unlink(missing_ok=True)
+    shutil.rmtree(folder / "custom_generate", ignore_errors=True)
+
+
+def write_hash(folder: Path) -> None:
+    """Write down the SHA-256 of the weights, which ``mat2seq doctor`` compares."""
+    from mat2seq_hf.registration import WEIGHTS_HASH
+
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+        for path in sorted(folder.glob("*.safetensors"))
+    ]
+    (folder / WEIGHTS_HASH).write_text("".join(lines), encoding="utf-8")
+
+
 def main() -> None:
     """Write the folder and the card."""
     import torch
@@ -101,6 +143,7 @@ def main() -> None:
     try:
         source = weights_folder(options.run)
         check_sampling({"temperature": options.temperature, "top_k": options.top_k})
+        check_sizes(options)
         reports = [public_report(load_report(report)) for report in options.report or []]
         record, earlier = facts_of_runs(options) if reports else ({}, [])
     except Mat2SeqError as error:
@@ -125,16 +168,17 @@ def main() -> None:
         model.config.mat2seq = {**model.config.mat2seq, "max_atoms": options.max_atoms}
     elif "max_atoms" not in model.config.mat2seq:
         print(f"{source} does not say how large the cells of its training data were: --max-atoms limits its answers")
-    for stale in ("README.md", "model.safetensors.index.json"):  # of a model that was in the folder before
-        (options.output / stale).unlink(missing_ok=True)
+    remove_stale(options.output)
     save_model_folder(model, build_tokenizer(symprec_of(model.config)), options.output, with_code=not options.plain)
     if options.shard_mb is not None:
         (options.output / "model.safetensors").unlink(missing_ok=True)
         model.save_pretrained(options.output, max_shard_size=f"{options.shard_mb}MB")
+    if options.plain:
+        write_hash(options.output)
     print(f"{options.output}: {sum(file.stat().st_size for file in options.output.iterdir()) / 1e6:.1f} MB")
     if not reports:
         return
-    name = options.name or str(options.output)
+    name = options.name or options.output.as_posix()  # in code, where a backslash is none
     facts = {
         "name": name,
         "title": options.title or name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def test_settings_stay_and_what_belongs_to_another_model_goes(tmp_path: Path) ->
     source = save_model_folder(model, build_tokenizer(), tmp_path / "source", with_code=False)
     output = tmp_path / "output"
     output.mkdir()
-    for name in ("README.md", "model.safetensors.index.json"):
+    for name in ("README.md", "model.safetensors.index.json", "weights.sha256"):
         (output / name).write_text("of another model")
     assert export(source, "-o", output).returncode == 0
     kept = json.loads((output / "generation_config.json").read_text())
@@ -39,10 +40,16 @@ def test_settings_stay_and_what_belongs_to_another_model_goes(tmp_path: Path) ->
     assert json.loads((output / "config.json").read_text())["use_cache"]
     assert not (output / "README.md").exists()
     assert not (output / "model.safetensors.index.json").exists()
+    assert not (output / "weights.sha256").exists()
+    assert (output / "pipeline.py").is_file()
     said = export(source, "-o", output, "--top-k", 9).stdout
     assert "left out: the settings that were searched for several samples" in said
     kept = json.loads((output / "generation_config.json").read_text())
     assert (kept["temperature"], kept["top_k"], "mat2seq" in kept) == (0.8, 9, False)
+    assert export(source, "-o", output, "--plain").returncode == 0
+    assert not [*output.rglob("*.py")]
+    digest = hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
+    assert (output / "weights.sha256").read_text() == f"{digest}  model.safetensors\n"
 
 
 def test_a_model_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -61,6 +68,7 @@ def test_nothing_is_written_where_something_is_wrong(tmp_path: Path) -> None:
     for wrong, said in (
         (["--temperature", 0], "temperature must be"),
         (["--top-k", -1], "top_k must be"),
+        (["--shard-mb", 0], "--shard-mb must be from 1"),
         (["--report", tmp_path / "nosuch"], "nosuch"),
         (["--report", REPORT], "run_record.json is not there, and a card needs it"),
         (["--report", REPORT, "--record", REPORT / "report.md"], "report.md is no record of a run"),
