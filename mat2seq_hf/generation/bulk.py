@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -244,10 +245,13 @@ def run_job(
         rank, processes: which share of the batches is drawn here.
 
     Raises:
-        Mat2SeqError: the folder belongs to another job, another run draws the same share, or no prompt can be
-            fulfilled.
+        Mat2SeqError: the folder belongs to another job, another run draws the same share, two prompts have one id, or
+            no prompt can be fulfilled.
     """
     folder = Path(folder)
+    names = Counter(one.prompt_id for one in asked)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise Mat2SeqError(f"the prompt id {twice[0]!r} occurs twice: give each prompt an id of its own")
     plan = _plan(pipe, asked, job, folder)
     if not plan.prompts:
         raise Mat2SeqError(f"none of {len(asked)} prompts can be fulfilled; the first one: {plan.rejected[0][1]}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +25,6 @@ def load_pipeline(model: str | None = None, device: Any = None) -> Any:
     """
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     if model is None and not (DEFAULT_MODEL / "config.json").is_file():
         raise Mat2SeqError("this installation has no model of its own; name one with --model")
     if model is not None and Path(model).exists() and not (Path(model) / "config.json").is_file():
@@ -33,14 +33,31 @@ def load_pipeline(model: str | None = None, device: Any = None) -> Any:
         raise Mat2SeqError(f"{model} has no model.safetensors; weights in other formats are not read")
     make: Any = transformers.pipeline  # its overloads know the tasks of transformers only
     try:
-        # safetensors alone: reading pickled weights can run code of whoever wrote them
-        return make(TASK, model=model, model_kwargs={"use_safetensors": True}, device=device)
+        with _quiet():
+            # safetensors alone: reading pickled weights can run code of whoever wrote them
+            return make(TASK, model=model, model_kwargs={"use_safetensors": True}, device=device)
     except Mat2SeqError:
         raise
     except Exception as error:  # a broken folder raises nearly every type
         reason = next(iter(str(error).splitlines()), "")
         name = model or "the model in the package"
         raise Mat2SeqError(f"{name} cannot be loaded: {type(error).__name__}: {reason}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither warnings of transformers nor its progress bars; afterwards it says what the caller lets it say."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def weights_fingerprint(model: PreTrainedModel, *, values: bool = True) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import sys
@@ -13,6 +14,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
+from ..corpora.csv_reading import as_value
 from ..corpora.rows import chosen, is_property
 from ..corpora.schema import check_whole, needed_shards
 from ..errors import Mat2SeqError
@@ -85,32 +87,39 @@ def _wishes(row: Mapping[str, Any]) -> dict[str, Any]:
 def _rows(path: Path) -> Iterator[Any]:
     if path.is_dir():
         yield from _prepared(path)
-    elif path.suffix in (".csv", ".parquet"):
+    elif path.suffix.lower() in (".csv", ".parquet"):
         yield from _table(path)
     else:
         try:
             data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()  # sys.stdin decodes as the system
-            lines = data.decode("utf-8-sig").splitlines()
+            lines = io.StringIO(data.decode("utf-8-sig"), newline=None)  # JSON may hold what str.splitlines cuts at
         except UnicodeDecodeError as error:
             raise Mat2SeqError(f"{path} is not a text file (UTF-8)") from error
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _json(path, number, line) if path.suffix == ".jsonl" else line.strip()
+                yield _json(path, number, line) if path.suffix.lower() == ".jsonl" else line.strip()
 
 
 def _json(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except ValueError as error:
+        row = json.loads(line, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
         raise Mat2SeqError(f"{path}:{number} is no JSON: {error}") from error
     if not isinstance(row, dict):
         raise Mat2SeqError(f"{path}:{number}: an object of prompt fields is expected, not {line[:60]}")
     return row
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a key occurs twice among {', '.join(name for name, _ in pairs)}")
+    return found
+
+
 def _table(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        columns, rows = (_csv if path.suffix == ".csv" else _parquet)(path)
+        columns, rows = (_csv if path.suffix.lower() == ".csv" else _parquet)(path)
     except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors for broken files are the first two
         raise Mat2SeqError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from error
     names = [name for name in columns if is_property(name)]
@@ -151,16 +160,16 @@ def _cell(name: str, text: str) -> Any:
 
 
 def property_value(text: str) -> float | tuple[float, ...] | str:
-    """The number or range that a text stands for, or else the text.
+    """The number or range that a text stands for, or else the text: as in corpora, ``1_5`` is none.
 
     Example:
         >>> property_value("1.1"), property_value("1:2"), property_value("wide")
         (1.1, (1.0, 2.0), 'wide')
     """
-    try:
-        numbers = tuple(float(part) for part in text.split(":"))
-    except ValueError:
+    parts = text.split(":")
+    if any(isinstance(as_value(part.strip()), str) for part in parts):
         return text
+    numbers = tuple(float(part) for part in parts)
     return numbers[0] if len(numbers) == 1 else numbers
 
 
@@ -192,7 +201,7 @@ def _prepared(path: Path) -> Iterator[dict[str, Any]]:
             yield {"id": name, **reduced(parse_formula(text.split(" [")[0].split("| ")[-1]))}
 
 
-def prompt_json(prompt: Prompt | Mapping[str, Any]) -> str:
+def prompt_json(prompt: Prompt) -> str:
     """The fields of a prompt that are set, as JSON.
 
     Example:
@@ -200,7 +209,6 @@ def prompt_json(prompt: Prompt | Mapping[str, Any]) -> str:
         '{"formula": "NaCl", "formula_units": 1}'
     """
     fields = (name for name in WISHES if name not in NUMERIC_FIELDS)
-    given = dict(prompt) if isinstance(prompt, Mapping) else {name: getattr(prompt, name) for name in fields}
-    if given.get("properties"):
-        given["properties"] = dict(given["properties"])
-    return json.dumps({name: value for name, value in given.items() if value not in (None, (), False)})
+    given = {name: getattr(prompt, name) for name in fields}
+    given["properties"] = dict(given["properties"])
+    return json.dumps({name: value for name, value in given.items() if value not in (None, {}, False)})

@@ -32,8 +32,8 @@ def write_cifs(samples: str | Path, folder: str | Path) -> int:
             if not row["valid"]:
                 continue
             stem = _file_stem(row["prompt_id"])
-            while owners.setdefault(stem, row["prompt_id"]) != row["prompt_id"]:
-                stem += "+"  # two names that differ only in what a file name cannot hold
+            while owners.setdefault(stem.lower(), row["prompt_id"]) != row["prompt_id"]:
+                stem += "+"  # two names that differ only in what a file name cannot hold, or in capitals
             (folder / f"{stem}__{row['sample_index']}.cif").write_text(row["cif"], encoding="utf-8")
             written += 1
     return written
