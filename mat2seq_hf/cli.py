@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -74,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 if some of several inputs failed; 2 for bad input or wrong usage; 130 if interrupted.
     """
+    _never_fail_to_encode()
     args = build_parser().parse_args(arguments)
     try:
         code = int(args.run(args))
@@ -101,6 +103,13 @@ def _is_output_read() -> bool:
     except OSError:
         return False
     return True
+
+
+def _never_fail_to_encode() -> None:
+    """Write ``?`` for what the code page of a system does not hold, such as Å: results are not to be lost for it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _drop_output() -> None:

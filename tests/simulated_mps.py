@@ -19,7 +19,7 @@ class OnMps(torch.Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Work on the CPU; the result is there only if that was asked for."""
-        if func == torch.Tensor.device.__get__:  # type: ignore[attr-defined]
+        if func == torch.Tensor.device.__get__:
             return _MPS
         kwargs = {name: torch.device("cpu") if value == _MPS else value for name, value in (kwargs or {}).items()}
         args = [torch.device("cpu") if isinstance(value, torch.device) else _plain(value) for value in args]

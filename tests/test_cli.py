@@ -11,20 +11,24 @@ import shutil
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pymatgen.core import Structure
 from transformers import GPT2LMHeadModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from mat2seq_hf import build_tokenizer, canonicalize, gpt2_config
+from mat2seq_hf import build_tokenizer, canonicalize, doctor, gpt2_config
 from mat2seq_hf.cli import build_parser, main
+from mat2seq_hf.commands.generate import _write
 from mat2seq_hf.generation import load_pipeline
 from mat2seq_hf.publishing import save_model_folder
 from mat2seq_hf.registration import DEFAULT_MODEL, TASK
 
 Capture = pytest.CaptureFixture[str]
+CO_AND_Co = ((["C", "O"], [[0, 0, 0], [0.5, 0.5, 0.5]]), (["Co"], [[0, 0, 0]]))
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +105,8 @@ def test_standard_input_and_capital_suffixes_are_read_as_files_are(
         assert main(["encode", "-"]) == 0
         assert capsys.readouterr().out == text
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"M\xfcller\n"), "utf-8"))
-    assert main(["decode", "-"]) == 2
-    assert "- is not a text file" in capsys.readouterr().err
+    assert main(["decode", "-"]) == 1
+    assert "-: is not a text file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("file_format", ["cif", "poscar"])
@@ -190,6 +194,8 @@ def test_generate_passes_wishes_on(model: str, tmp_path: Path, capsys: Capture) 
         (["NaCl", "--top-k", "-1"], "top_k must be"),
         (["Na" + "1" * 5000], "is not a count from 1"),
         (["--formulas", "absent.txt"], "absent.txt"),
+        (["NaCl", "--all"], "name a folder for them with -o"),
+        (["--property", "band_gap=1", "--property", "band_gap=2"], "names a property twice: band_gap=1 band_gap=2"),
     ],
 )
 def test_bad_wishes_end_in_one_line(model: str, arguments: list[str], message: str, capsys: Capture) -> None:
@@ -230,6 +236,31 @@ def test_doctor_says_that_the_shipped_model_is_damaged(
     assert "BAD generation: the model in the package cannot be loaded: " in capsys.readouterr().out
 
 
+def test_doctor_compares_the_weights_and_says_what_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    found = {finding.name: finding for finding in (doctor._checked("shipped model", doctor._model),)}
+    assert found["shipped model"].passed, found  # what is written down agrees with the weights
+    damaged = shutil.copytree(DEFAULT_MODEL, tmp_path / "damaged")
+    monkeypatch.setattr(doctor, "DEFAULT_MODEL", damaged)
+    size = (damaged / "model.safetensors").stat().st_size
+    (damaged / "model.safetensors").write_bytes(bytes(size))
+    assert main(["doctor"]) == 1
+    assert "BAD shipped model: is damaged: sha256 " in capsys.readouterr().out
+    shutil.copy(DEFAULT_MODEL / "model.safetensors", damaged)
+    (damaged / "config.json").write_text("{")
+    assert main(["doctor"]) == 1
+    assert "BAD shipped model: JSONDecodeError: " in capsys.readouterr().out
+
+
+def test_doctor_names_every_dependency() -> None:
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    listed = project.split("\ndependencies = [")[1].split("\n]")[0]
+    names = re.findall(r'"([a-z-]+)[>=]', listed)
+    assert len(names) > 15
+    assert {*doctor._LIBRARIES} == {*names, "mat2seq-hf"}
+
+
 def test_prompts_for_the_same_crystals_share_no_file(model: str, tmp_path: Path, capsys: Capture) -> None:
     wishes = ["--space-group", "225", "--max-atoms", "2", "--all"]
     assert main(["generate", "NaCl", "NaCl", "-n", "3", *wishes, "--model", model, "-o", str(tmp_path / "out")]) == 0
@@ -261,12 +292,60 @@ def test_formulas_may_come_from_windows(model: str, tmp_path: Path, capsys: Capt
     assert "Na1 Cl1" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["generate", "--formulas"], ["decode"]])
-def test_lines_that_are_no_text_are_named(arguments: list[str], model: str, tmp_path: Path, capsys: Capture) -> None:
+def test_lines_that_are_no_text_are_named(model: str, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "bytes.txt").write_bytes(b"NaCl\n\xff\n")
-    more = ["--model", model] if arguments[0] == "generate" else []
-    assert main([*arguments, str(tmp_path / "bytes.txt"), *more]) == 2
+    assert main(["generate", "--formulas", str(tmp_path / "bytes.txt"), "--model", model]) == 2
     assert "bytes.txt is not a text file (UTF-8)" in capsys.readouterr().err
+
+
+def test_decode_goes_on_after_a_file_that_cannot_be_read(tmp_path: Path, capsys: Capture) -> None:
+    salt = "Na1 Cl1 [Fm-3m] 5.6402 5.6402 5.6402 90 90 90 Na 4a 0 0 0 Cl 4b 1/2 1/2 1/2\n"
+    (tmp_path / "a.txt").write_text(salt)
+    (tmp_path / "b.txt").write_bytes(b"NaCl\n\xff\n")
+    names = [str(tmp_path / name) for name in ("a.txt", "b.txt", "missing", "a.txt")]
+    assert main(["decode", *names, "-o", str(tmp_path / "out")]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        f"{names[1]}: is not a text file (UTF-8)",
+        f"{names[2]}: No such file or directory",
+    ]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["NaCl_Fm-3m_1.cif", "NaCl_Fm-3m_2.cif"]
+
+
+def test_encode_names_a_folder_without_crystals(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["encode", str(tmp_path / "empty")]) == 1
+    assert capsys.readouterr().err == f"{tmp_path / 'empty'}: holds no crystals\n"
+
+
+def test_letters_that_a_code_page_lacks_cost_no_results(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, "cp1251"))
+    assert main(["generate", "NaCl", "--max-atoms", "2", "--model", model]) == 0
+    sys.stdout.flush()
+    assert "a, b, c (?)" in written.getvalue().decode("cp1251")
+
+
+def test_file_names_differ_in_more_than_capitals(tmp_path: Path) -> None:
+    texts = [canonicalize(one).text for one in (Structure([4, 4.1, 4.2] * np.eye(3), e, x) for e, x in CO_AND_Co)]
+    sample: Any = {"structure": True, "valid": True, "cif": ""}
+    taken: set[str] = set()
+    for text in texts:
+        taken |= {*_write([{**sample, "text": text}], tmp_path, {name.lower() for name in taken}, keep_all=False)}
+    assert len({name.lower() for name in taken}) == 2
+
+
+def test_a_file_is_no_output_folder(files: list[str], model: str, capsys: Capture) -> None:
+    for output in (files[0], f"{files[0]}/more"):
+        assert main(["generate", "NaCl", "-o", output, "--model", "absent"]) == 2  # before the model is loaded
+        assert f"-o {output}: {files[0]} is a file; name a folder" in capsys.readouterr().err
+
+
+def test_prompts_of_one_name_are_refused(model: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": "argument 1", "formula": "KCl"}\n')
+    arguments = ["generate", "NaCl", "--formulas", str(tmp_path / "a.jsonl"), "--model", model]
+    assert main([*arguments, "-o", str(tmp_path / "out")]) == 2
+    assert "the prompt id 'argument 1' occurs twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
 from runs import write_report
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
@@ -23,8 +24,10 @@ from mat2seq_hf.generation import (
     Asked,
     Job,
     bulk,
+    load_pipeline,
     merge,
     prompt_json,
+    property_value,
     read_prompts,
     run_job,
     summary,
@@ -301,6 +304,8 @@ def test_a_formula_that_is_missing_in_a_line_of_json_asks_for_nothing(tmp_path: 
         ("a.txt", b"\xff\xfe\x00", "not a text file"),
         ("a.jsonl", b"{'formula'}", "a.jsonl:1 is no JSON"),
         ("a.jsonl", b"[1]", "an object of prompt fields"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl:1 is no JSON"),
+        ("a.jsonl", b'{"formula": "NaCl", "formula": "KCl"}', "a key occurs twice among formula, formula"),
         ("a.csv", b"x,y\n1,2\n", "none of the columns"),
         ("a.csv", b"", "none of the columns"),
         ("a.csv", b"formula,spacegroup,note\nNaCl,225,x\n", "'spacegroup', 'note' is unknown"),
@@ -344,6 +349,33 @@ def test_prompts_from_standard_input_are_utf_8_whatever_the_system_has(monkeypat
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xfcber\n"), "latin-1"))
     with pytest.raises(Mat2SeqError, match="- is not a text file"):
         read_prompts("-")
+
+
+def test_prompt_files_are_read_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "P.CSV").write_text("id,formula\nx,NaCl\n")
+    assert read_prompts(tmp_path / "P.CSV") == [Asked("x", {"formula": "NaCl"})]
+    (tmp_path / "u.jsonl").write_text('{"id": "a\u2028b", "formula": "NaCl"}\r\n', encoding="utf-8")
+    assert read_prompts(tmp_path / "u.jsonl") == [Asked("a\u2028b", {"formula": "NaCl"})]
+    assert property_value("1_5") == "1_5"
+    assert property_value("1: 2.5") == (1.0, 2.5)
+
+
+def test_names_of_cifs_differ_in_more_than_capitals(tmp_path: Path) -> None:
+    row = {"sample_index": 0, "cif": "data", "valid": True}
+    pd.DataFrame([{**row, "prompt_id": name} for name in ("CO", "Co")]).to_parquet(tmp_path / "samples.parquet")
+    assert write_cifs(tmp_path / "samples.parquet", tmp_path / "cifs") == 2
+    assert len({path.name.lower() for path in (tmp_path / "cifs").iterdir()}) == 2
+
+
+def test_loading_a_model_leaves_what_transformers_says_to_the_caller() -> None:
+    logging: Any = transformers.logging
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_info()
+    logging.enable_progress_bar()
+    load_pipeline()
+    found = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(before[0])
+    assert found == (logging.INFO, True)
 
 
 def test_a_prompt_written_as_json_is_the_same_prompt() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import Mat2SeqError
-from .files import crystal_file_name, lines
+from .files import crystal_file_name, lines, reason
 
 if TYPE_CHECKING:
     from ..canonical import CanonicalCrystal
@@ -33,22 +34,29 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from ..canonical import CanonicalCrystal
 
-    failures = 0
-    for index, (place, line) in enumerate(lines(args.files), start=1):
+    failures, numbers = 0, count(1)
+    for name in args.files:
         try:
-            crystal = CanonicalCrystal.from_text(line)
-            content = _content(crystal, args.format)
-        except Mat2SeqError as error:
+            texts = lines(name)
+        except (OSError, UnicodeDecodeError) as error:
             failures += 1
-            print(f"{place}: {error}", file=sys.stderr)
+            print(f"{name}: {reason(error)}", file=sys.stderr)
             continue
-        if args.output is None:
-            print(content.rstrip("\n"))
-        else:
-            args.output.mkdir(parents=True, exist_ok=True)
-            path = args.output / crystal_file_name(crystal, index, "cif" if args.format == "cif" else "vasp")
-            path.write_text(content, encoding="utf-8")
-            print(path)
+        for (place, line), index in zip(texts, numbers, strict=False):
+            try:
+                crystal = CanonicalCrystal.from_text(line)
+                content = _content(crystal, args.format)
+            except Mat2SeqError as error:
+                failures += 1
+                print(f"{place}: {error}", file=sys.stderr)
+                continue
+            if args.output is None:
+                print(content.rstrip("\n"))
+            else:
+                args.output.mkdir(parents=True, exist_ok=True)
+                path = args.output / crystal_file_name(crystal, index, "cif" if args.format == "cif" else "vasp")
+                path.write_text(content, encoding="utf-8")
+                print(path)
     return 1 if failures else 0
 
 

@@ -58,8 +58,10 @@ def run(args: argparse.Namespace) -> int:
 
     failures = 0
     for name in args.files:
+        empty = True
         try:
             for place, text, problem in _crystals(name):
+                empty = False
                 try:
                     line = "" if problem else canonicalize(crystal_of(text), args.symprec).text
                 except Mat2SeqError as error:
@@ -69,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
                 else:
                     failures += 1
                     print(f"{place}: {problem}", file=sys.stderr)
+            if empty:
+                raise Mat2SeqError("holds no crystals")  # noqa: TRY301 - said as what else is wrong with a path
         except BrokenPipeError:
             raise
         except (Mat2SeqError, OSError, UnicodeDecodeError) as error:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from ..errors import Mat2SeqError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,16 +38,13 @@ def console(width: int) -> Console:
     return terminal if terminal.is_terminal else Console(width=width)
 
 
-def lines(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Place and text of every line that is not empty."""
-    for name in names:
-        try:
-            text = read(name)
-        except UnicodeDecodeError as error:
-            raise Mat2SeqError(f"{name} {reason(error)}") from error
-        for number, line in enumerate(text.splitlines(), start=1):
-            if line.strip():
-                yield f"{name}:{number}", line
+def lines(name: str) -> list[tuple[str, str]]:
+    """Place and text of every line of a file that is not empty.
+
+    Raises:
+        OSError, UnicodeDecodeError: it cannot be read.
+    """
+    return [(f"{name}:{number}", line) for number, line in enumerate(read(name).splitlines(), start=1) if line.strip()]
 
 
 def crystal_file_name(crystal: CanonicalCrystal, index: int, suffix: str) -> str:

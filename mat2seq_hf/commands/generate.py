@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import PromptError
+from ..errors import Mat2SeqError, PromptError
 from .files import console, crystal_file_name
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="draw K crystals for each formula and keep the best: valid ones that most others agree with",
     )
     add("-o", "--output", type=Path, metavar="FOLDER", help="write CIFs of the valid crystals here")
-    add("--all", action="store_true", help="write crystals that are not valid, too")
+    add("--all", action="store_true", help="with -o: write crystals that are not valid, too")
     add("--temperature", type=float, help="sampling temperature (default: the model's)")
     add("--top-k", type=int, help="draw from the k likeliest tokens (default: the model's)")
     add(
@@ -88,6 +88,9 @@ def run(args: argparse.Namespace) -> int:
         raise PromptError(f"-n must be at least 1, not {args.samples}")
     if args.candidates is not None and args.candidates < args.samples:
         raise PromptError(f"--candidates must be at least -n ({args.samples}), not {args.candidates}")
+    if args.all and args.output is None:
+        raise PromptError("--all says which crystals are written; name a folder for them with -o")
+    _check_output(args.output)
     wishes = _wishes(args)
     notes = Console(stderr=True)
     with notes.status("loading the model"):
@@ -99,6 +102,13 @@ def run(args: argparse.Namespace) -> int:
     rows = _draw(args, pipe, prompts, notes)
     _print_table(rows, show_files=args.output is not None)
     return 0
+
+
+def _check_output(folder: Path | None) -> None:
+    """Refuse a folder that cannot be made, before any work."""
+    for path in () if folder is None else (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise Mat2SeqError(f"-o {folder}: {path} is a file; name a folder")
 
 
 def _settings(args: argparse.Namespace, *more: str) -> dict[str, Any]:
@@ -119,7 +129,7 @@ def _draw(args: argparse.Namespace, pipe: Any, prompts: Sequence[Any], notes: An
         task = bar.add_task("sampling", total=len(prompts) * max(args.samples, args.candidates or 0))
         settings["progress"] = partial(bar.advance, task)
         for samples in pipe(iter(prompts), num_return_sequences=args.samples, **settings):
-            taken = {name for _, name in rows}
+            taken = {name.lower() for _, name in rows}
             rows += zip(samples, _write(samples, args.output, taken, keep_all=args.all), strict=True)
     return rows
 
@@ -162,7 +172,10 @@ def _wishes(args: argparse.Namespace) -> dict[str, Any]:
     names = ("formula_units", "elements", "n_atoms", "max_atoms", "space_group", "crystal_system")
     wishes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.property:
-        wishes["properties"] = dict(map(_property, args.property))
+        pairs = [*map(_property, args.property)]
+        wishes["properties"] = dict(pairs)
+        if len(wishes["properties"]) < len(pairs):
+            raise PromptError(f"--property names a property twice: {' '.join(args.property)}")
     return wishes
 
 
@@ -179,7 +192,8 @@ def _property(text: str) -> tuple[str, Any]:
 def _write(samples: Sequence[Sample], folder: Path | None, taken: AbstractSet[str], *, keep_all: bool) -> list[str]:
     """Write the CIFs of samples and return their names, ``""`` for those that are not written.
 
-    Names in ``taken`` are not used again: two prompts can ask for the same crystals.
+    Names in ``taken``, which are in small letters, are not used again: two prompts can ask for the same crystals, and
+    not every file system tells CO from Co.
     """
     names: list[str] = []
     for index, sample in enumerate(samples, start=1):
@@ -187,8 +201,9 @@ def _write(samples: Sequence[Sample], folder: Path | None, taken: AbstractSet[st
         if folder is not None and sample["structure"] is not None and (sample["valid"] or keep_all):
             folder.mkdir(parents=True, exist_ok=True)
             crystal = _crystal(sample["text"])
+            used = {*taken, *(name.lower() for name in names)}
             name = next(
-                n for n in (crystal_file_name(crystal, i, "cif") for i in count(index)) if n not in {*taken, *names}
+                n for n in (crystal_file_name(crystal, i, "cif") for i in count(index)) if n.lower() not in used
             )
             (folder / name).write_text(sample["cif"] or "", encoding="utf-8")
         names.append(name)
