@@ -1,7 +1,7 @@
 """Draw samples for many prompts, on one or several processes or GPUs; killed at any moment, the same command goes on.
 
     accelerate launch scripts/generate.py --prompts formulas.txt --samples 20 --output samples/
-    accelerate launch --num_processes 4 scripts/generate.py --prompts prepared/mp_20/val --output samples/val
+    accelerate launch --multi_gpu --num_processes 4 scripts/generate.py --prompts prepared/mp_20/val --output samples
     accelerate launch scripts/generate.py --prompts prepared/mp_20/val --ids 1000.txt --output samples/1000
     torchrun --nproc_per_node 2 scripts/generate.py --prompts prompts.jsonl --model my-model --output samples/
 

@@ -172,7 +172,9 @@ def write_settings(folder: Path, found: dict[str, dict[str, Any]], samples: int)
     several.insert(0, {"samples": 1, **found["one"]})  # tells whether somebody changes the config's own later
     best_of_all = {"num_candidates": samples, **found[f"best of {samples}"]}
     config |= {"do_sample": True, **found["one"], "mat2seq": {"any_of": several, "best": best_of_all}}
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    unfinished = path.with_suffix(".tmp")  # a model whose file is cut off would not load
+    unfinished.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    unfinished.replace(path)
 
 
 def try_setting(pipe: Any, asked: list[Any], truths: dict[str, Any], setting: Setting, folder: Path, o: Any) -> Any:
