@@ -22,7 +22,13 @@ from rich.progress import track
 from rich.table import Table
 
 from mat2seq_hf.canonical import CanonicalCrystal, canonicalize
-from mat2seq_hf.corpora.duplicates import first_of_each, near_groups, text_digests
+from mat2seq_hf.corpora.duplicates import (
+    crystal_numbers,
+    first_of_each,
+    largest_difference,
+    near_groups,
+    text_digests,
+)
 from mat2seq_hf.corpora.feature import Crystal
 from mat2seq_hf.evaluation.equivalents import mirror_image
 
@@ -70,12 +76,6 @@ def _partners(first: Sequence[int]) -> set[tuple[int, int]]:
     return {(a, b) for members in groups.values() for i, a in enumerate(members) for b in members[i + 1 :]}
 
 
-def _numbers(crystal: CanonicalCrystal) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    lengths = np.array(crystal.lattice[:3])
-    coords = np.array([site.coords for site in crystal.sites]) * lengths
-    return np.concatenate([lengths, np.radians(crystal.lattice[3:]) * lengths.mean(), coords.ravel()])
-
-
 def _why(one: CanonicalCrystal, other: CanonicalCrystal, first: Structure, second: Structure, symprec: float) -> str:
     if canonicalize(mirror_image(first), symprec).text == other.text:
         return "mirror images"
@@ -86,7 +86,7 @@ def _why(one: CanonicalCrystal, other: CanonicalCrystal, first: Structure, secon
     ratio = abs(np.log(first.volume / len(first) / (second.volume / len(second))))
     if ratio > 0.03:
         return "same positions, volumes differ by more than 3 %"
-    distance = float(np.abs(_numbers(one) - _numbers(other)).max())
+    distance = float(largest_difference(crystal_numbers(one.text), crystal_numbers(other.text)))
     edge = next((limit for limit in (0.001, 0.01, 0.05, 0.1) if distance < limit), None)
     return f"same positions, numbers within {edge} angstrom" if edge else "same positions, numbers farther apart"
 

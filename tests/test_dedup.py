@@ -15,7 +15,14 @@ from pymatgen.core import Structure
 from mat2seq_hf.canonical import canonicalize
 from mat2seq_hf.cli import main
 from mat2seq_hf.corpora.dedup import dedup
-from mat2seq_hf.corpora.duplicates import first_of_each, leakage, near_groups, text_digests
+from mat2seq_hf.corpora.duplicates import (
+    crystal_numbers,
+    first_of_each,
+    largest_difference,
+    leakage,
+    near_groups,
+    text_digests,
+)
 from mat2seq_hf.corpora.prepare import prepare
 from mat2seq_hf.corpora.schema import shard_paths
 from mat2seq_hf.errors import Mat2SeqError, SchemeMismatchError
@@ -172,3 +179,68 @@ def test_the_commands_say_what_they_found(described: Path, tmp_path: Path, capsy
     assert main(["dedup", *(str(tmp_path / "prepared" / split) for split in ("train", "val"))]) == 0
     assert "shared canonical sequences" in capsys.readouterr().out
     assert main(["prepare", str(tmp_path), "--splits", "-o", str(tmp_path / "other")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "stretch"),
+    [
+        ("Na1 Cl1 [Fm-3m] {a:.4f} {a:.4f} {a:.4f} 90 90 90 Na 4a 0 0 0 Cl 4b 1/2 1/2 1/2", 0.0),
+        ("Mg2 [P6_3/mmc] {a:.4f} {a:.4f} {c:.4f} 90 90 120 Mg 2c 1/3 2/3 1/4", 2.0),
+    ],
+    ids=["cubic", "hexagonal"],
+)
+def test_strain_counts_by_the_lengths_it_changes_and_equal_angles_not_at_all(text: str, stretch: float) -> None:
+    one, inside, edge, outside = (text.format(a=3.2 + by, c=3.2 + stretch + by) for by in (0, 0.0999, 0.1, 0.1001))
+    assert largest_difference(crystal_numbers(one), crystal_numbers(inside)) == pytest.approx(0.0999)
+    for order in (1, -1):
+        assert near_groups([one, inside][::order], 0.1).tolist() == [0, 0]
+        assert near_groups([one, edge][::order], 0.1).tolist() == [0, 0]
+        assert near_groups([one, outside][::order], 0.1).tolist() == [0, 1]
+    assert near_groups([one, outside, inside], 0.1).tolist() == [0, 0, 0]  # outside and inside are near
+
+
+def test_an_angle_counts_by_the_mean_length_of_both_crystals_whatever_else_is_compared() -> None:
+    text = "Po1 [P2/m] {a:.4f} 8.0000 8.0000 90 {beta:.2f} 90 Po 1a 0 0 0"
+    one, other = text.format(a=8, beta=100), text.format(a=8.06, beta=100.7)
+    expected = np.radians(0.7) * 8.01
+    assert largest_difference(crystal_numbers(one), crystal_numbers(other)) == pytest.approx(expected)
+    assert largest_difference(crystal_numbers(other), crystal_numbers(one)) == pytest.approx(expected)
+    small = text.format(a=2, beta=100)  # by its lengths the angle would count less
+    for others in ([], [small]):
+        assert near_groups([one, other, *others], expected + 1e-6).tolist() == [0, 0, 2][: 2 + len(others)]
+        assert near_groups([one, other, *others], expected - 1e-6).tolist() == [0, 1, 2][: 2 + len(others)]
+
+
+def test_files_of_others_are_not_replaced_and_ours_are_never_half_written(
+    described: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare([described], tmp_path / "prepared", num_proc=1, progress=False)
+    out = tmp_path / "out"
+    out.mkdir()
+    for name, text in (("unique.csv", "id,note\n1,mine\n"), ("duplicates.parquet", "mine")):
+        (out / name).write_text(text)
+        with pytest.raises(Mat2SeqError, match=f"{name} is none that `mat2seq dedup` wrote"):
+            dedup([tmp_path / "prepared"], out)
+        assert (out / name).read_text() == text
+        (out / name).unlink()
+    for _ in range(2):
+        dedup([tmp_path / "prepared"], out)
+    whole = (out / "unique.csv").read_bytes()
+
+    def cut_off(table: pa.Table, path: Path) -> None:
+        path.write_bytes(b'"id"')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyarrow.csv.write_csv", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        dedup([tmp_path / "prepared"], out)
+    assert (out / "unique.csv").read_bytes() == whole
+    assert len(pd.read_csv(out / "duplicates.csv")) == 12
+
+
+@pytest.mark.parametrize("option", [["--show", "-1"], ["--num-proc", "-3"], ["--num-proc", "0"]])
+def test_counts_below_what_is_possible_are_refused(
+    option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["dedup", str(tmp_path), *option]) == 2
+    assert "--show is at least 0 and --num-proc at least 1" in capsys.readouterr().err

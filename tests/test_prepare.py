@@ -15,6 +15,7 @@ from pymatgen.core import Lattice, Structure
 
 from mat2seq_hf.cli import main
 from mat2seq_hf.corpora.dedup import dedup
+from mat2seq_hf.corpora.duplicates import leakage, read_columns
 from mat2seq_hf.corpora.prepare import prepare
 from mat2seq_hf.corpora.schema import METADATA_KEY, PREPARED, shard_paths
 from mat2seq_hf.corpora.sources import read_rows
@@ -224,3 +225,59 @@ def test_files_of_others_are_never_deleted(table: Path, tmp_path: Path) -> None:
     with pytest.raises(Mat2SeqError, match=r"out holds a prepared corpus, whose duplicates\.parquet"):
         dedup([out], tmp_path / "rejected-part-00007.parquet" / ".." / "out")
     assert _hashes(out) == kept
+
+
+def _spoil(path: Path, column: str) -> None:
+    """Change the last byte of a column's pages, which leaves the footer and the other columns as they are."""
+    group = pq.read_metadata(path).row_group(0)
+    chunk = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema.split(".")[0] == column)
+    data = bytearray(path.read_bytes())
+    begin = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    data[begin + chunk.total_compressed_size - 1] ^= 0xFF
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("column", ["id", "text", "input_ids", "properties", "source"])
+def test_a_shard_with_a_damaged_page_is_named_and_made_again(column: str, table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare([table], out, num_proc=1, chunk_size=4, progress=False)
+    whole = _hashes(out)
+    shard = shard_paths(out)[1]
+    _spoil(shard, column)
+    with pytest.raises(Mat2SeqError, match=rf"{shard.name} is damaged .* start the same `mat2seq prepare` again"):
+        list(read_columns(out, [column]))
+    prepare([table], out, num_proc=1, chunk_size=4, progress=False)
+    assert _hashes(out) == whole
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_folder_that_lacks_a_shard_is_not_whole(
+    number: int, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    prepare([table], out, num_proc=1, chunk_size=4, progress=False)
+    whole = _hashes(out)
+    shard = shard_paths(out)[number]
+    for damaged, said in (
+        (False, "crystals, its report.json says 7: a shard is missing"),
+        (True, f"{shard.name} is damaged"),
+    ):
+        shard.write_bytes(b"PAR1") if damaged else shard.unlink()
+        for command in (
+            ["dedup", str(out)],
+            ["prepare", str(table), "-o", str(tmp_path / "new"), "--num-proc", "1", "--against", str(out)],
+        ):
+            assert main(command) == 2
+            assert said in capsys.readouterr().err
+        with pytest.raises(Mat2SeqError, match=said):
+            leakage({"one": out, "other": out})
+        prepare([table], out, num_proc=1, chunk_size=4, progress=False)
+        assert _hashes(out) == whole
+
+
+def test_a_prepared_folder_whose_only_shard_is_damaged_is_no_folder_of_crystals(table: Path, tmp_path: Path) -> None:
+    prepare([table], tmp_path, num_proc=1, progress=False)
+    (shard,) = shard_paths(tmp_path)
+    shard.write_bytes(b"PAR1")
+    with pytest.raises(Mat2SeqError, match=f"{shard.name} is damaged"):
+        dedup([tmp_path])

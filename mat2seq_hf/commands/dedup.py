@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     from ..corpora.schema import is_prepared
     from ..corpora.sources import named_folders
 
+    if args.show < 0 or args.num_proc < 1:
+        raise Mat2SeqError(f"--show is at least 0 and --num-proc at least 1, not {args.show} and {args.num_proc}")
     prepared = list(map(is_prepared, args.inputs))
     if len(args.inputs) > 1 and all(prepared):
         if args.output is not None or args.near is not None or args.symprec is not None:

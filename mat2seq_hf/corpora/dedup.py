@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -11,16 +12,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ..errors import Mat2SeqError
 from .duplicates import first_of_each, near_groups, read_columns, text_digests
-from .encode import write_table
+from .encode import write_csv, write_table
 from .prepare import input_rows, prepare_rows
 from .schema import check_whole, is_prepared
 
 __all__ = ["DedupReport", "dedup", "duplicate_groups"]
+
+_COLUMNS = ("id", "source", "text")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def duplicate_groups(folder: str | Path, near: float | None = None) -> pa.Table:
         folder: written by ``prepare``.
         near: join near-duplicates, too: tolerance in angstrom, see :func:`~.duplicates.near_groups`.
     """
-    table = pa.concat_tables(list(read_columns(folder, ["id", "source", "text"])))
+    table = pa.concat_tables(list(read_columns(folder, _COLUMNS)))
     first = first_of_each(text_digests(table.column("text").to_pylist()))
     if near is not None:
         which = np.unique(first)  # near-duplicates of distinct crystals only: equal ones have one text
@@ -60,7 +62,32 @@ def duplicate_groups(folder: str | Path, near: float | None = None) -> pa.Table:
 
 def _write(table: pa.Table, path: Path) -> None:
     write_table(table, path.with_suffix(".parquet"))
-    pyarrow.csv.write_csv(table, path.with_suffix(".csv"))
+    write_csv(table, path.with_suffix(".csv"))
+
+
+def _columns(path: Path) -> set[str]:
+    try:
+        if path.suffix == ".parquet":
+            return set(pq.read_schema(path).names)
+        with path.open(encoding="utf-8", newline="") as lines:
+            return set(next(csv.reader(lines), []))
+    except (ValueError, csv.Error, pa.ArrowException):
+        return set()
+
+
+def _refuse_foreign_files(output: Path) -> None:
+    """Refuse to write where files of others have the names of ours: those of an earlier run are replaced.
+
+    Raises:
+        Mat2SeqError: a file has other columns.
+    """
+    for name, columns in (("duplicates", {*_COLUMNS, "group"}), ("unique", {*_COLUMNS})):
+        for path in (output / f"{name}.csv", output / f"{name}.parquet"):
+            if path.is_file() and _columns(path) != columns:
+                raise Mat2SeqError(
+                    f"{path} is none that `mat2seq dedup` wrote and would be replaced; give another folder for the "
+                    "output, or move the file away"
+                )
 
 
 def dedup(
@@ -82,7 +109,8 @@ def dedup(
 
     Raises:
         Mat2SeqError: as ``prepare``; ``near`` is not positive; a prepared folder is not complete, or comes with other
-            inputs or with settings, which it has already; or the output is a prepared folder.
+            inputs or with settings, which it has already; or the output is a prepared folder, or
+            has files of others with the names of ours.
 
     Example:
         >>> dedup(["cifs/"], "deduplicated", near=0.05)  # doctest: +SKIP
@@ -102,6 +130,8 @@ def dedup(
             f"{output} holds a prepared corpus, whose duplicates.parquet would be replaced: give another folder for "
             "the output"
         )
+    if output is not None:
+        _refuse_foreign_files(Path(output))
     place = tempfile.TemporaryDirectory() if output is None else nullcontext(str(output))
     with place as name:
         folder = Path(name)

@@ -12,16 +12,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..grid import ANGLE_UNIT, COORDINATE_GRID, LENGTH_UNIT
 from ..sequence import parse_text
-from .schema import check_schemes, check_whole, needed_shards, scheme_of
+from .schema import check_schemes, check_whole, needed_shards, read_shard, scheme_of
 
-__all__ = ["Overlap", "first_of_each", "leakage", "near_groups", "read_columns", "text_digests"]
+__all__ = [
+    "Overlap",
+    "crystal_numbers",
+    "first_of_each",
+    "largest_difference",
+    "leakage",
+    "near_groups",
+    "read_columns",
+    "text_digests",
+]
 
 Integers = NDArray[np.int64]
+
+_ROUNDING = 1e-9  # angstrom: 5.7 - 5.6 is a little more than 0.1
 
 
 @dataclass(frozen=True)
@@ -68,10 +78,10 @@ def read_columns(folder: str | Path, names: Sequence[str]) -> Iterator[pa.Table]
     """Columns of a prepared corpus, one table a shard.
 
     Raises:
-        Mat2SeqError: there are no shards.
+        Mat2SeqError: there are no shards, or one is damaged.
     """
     for path in needed_shards(folder):
-        yield pq.read_table(path, columns=list(names))
+        yield read_shard(path, names)
 
 
 def _folder_digests(folder: str | Path) -> pa.ChunkedArray:
@@ -109,24 +119,71 @@ def _count(mask: Any) -> int:
     return int(pa.compute.sum(mask).as_py() or 0)
 
 
-def _key_and_vector(text: str) -> tuple[bytes, NDArray[np.float64]]:
-    """What must be equal (formula, group, elements on Wyckoff positions) and what may differ a little, in angstrom."""
+def crystal_numbers(text: str) -> NDArray[np.float64]:
+    """The numbers of a canonical text, which :func:`largest_difference` compares.
+
+    Returns:
+        Cell lengths in angstrom, angles in radians, coordinates in angstrom along the cell vectors; (6 + 3 sites,).
+
+    Raises:
+        DecodeError: it is no canonical text.
+    """
+    return _key_and_numbers(text)[1]
+
+
+def _key_and_numbers(text: str) -> tuple[bytes, NDArray[np.float64]]:
+    """What must be equal (formula, group, elements on Wyckoff positions) and what may differ a little."""
     crystal = parse_text(text)
     sites = [(site.element, site.wyckoff) for site in crystal.sites]
     key = hashlib.blake2b(repr((crystal.formula, crystal.number, sites)).encode(), digest_size=16).digest()
     lengths = np.array(crystal.lattice[:3]) * LENGTH_UNIT
-    # an angle by what it moves the end of a cell vector of mean length
-    angles = np.radians(np.array(crystal.lattice[3:]) * ANGLE_UNIT) * lengths.mean()
+    angles = np.radians(np.array(crystal.lattice[3:]) * ANGLE_UNIT)
     coords = np.array([site.coords for site in crystal.sites]) / COORDINATE_GRID * lengths
     return key, np.concatenate([lengths, angles, coords.ravel()])
+
+
+def largest_difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """By how much two crystals with the same positions differ in the number in which they differ most, in angstrom.
+
+    Angles that differ count as what the difference moves the end of a vector of the mean length of the six cell
+    vectors of both, so that equal angles never differ.
+
+    Args:
+        one, other: from :func:`crystal_numbers`; shape (..., 6 + 3 sites).
+
+    Returns:
+        Shape (...).
+
+    Example:
+        >>> salt = "Na1 Cl1 [Fm-3m] {0} {0} {0} 90 90 90 Na 4a 0 0 0 Cl 4b 1/2 1/2 1/2"
+        >>> one, other = (crystal_numbers(salt.format(length)) for length in ("5.6000", "5.6500"))
+        >>> round(float(largest_difference(one, other)), 4)
+        0.05
+    """
+    apart = np.abs(one - other)
+    apart[..., 3:6] *= (one[..., :3] + other[..., :3]).mean(axis=-1, keepdims=True) / 2
+    largest: NDArray[np.float64] = apart.max(axis=-1)
+    return largest
+
+
+def _near_pairs(numbers: NDArray[np.float64], tolerance: float) -> Integers:
+    """The pairs of rows that differ by at most ``tolerance``; shape (pairs, 2)."""
+    from scipy.spatial import cKDTree
+
+    tolerance += _ROUNDING
+    # with the shortest lengths of all for its angles, the tree finds every pair that is near, and some that are not
+    scaled = numbers.copy()
+    scaled[:, 3:6] *= numbers[:, :3].mean(axis=1).min()
+    pairs: Integers = cKDTree(scaled).query_pairs(tolerance, p=np.inf, output_type="ndarray")
+    return pairs[largest_difference(numbers[pairs[:, 0]], numbers[pairs[:, 1]]) <= tolerance]
 
 
 def near_groups(texts: Sequence[str], tolerance: float) -> Integers:
     """For each text the index of the first of its group of near-duplicates; shape (texts,).
 
-    Two crystals are near if formula, space group and the elements on each Wyckoff position agree, and lattice and
-    coordinates of their canonical forms differ by at most ``tolerance`` (angstrom) in each number. Groups are what
-    is connected by such pairs. Only crystals with the same key are compared, through a k-d tree: no step is quadratic
+    Two crystals are near if formula, space group and the elements on each Wyckoff position agree, and the
+    :func:`largest_difference` of their canonical forms is at most ``tolerance`` (angstrom). Groups are what is
+    connected by such pairs. Only crystals with the same key are compared, through a k-d tree: no step is quadratic
     unless nearly all crystals are near.
 
     A canonical form can jump where two of its choices are equally good, so that a few crystals closer than the
@@ -137,9 +194,8 @@ def near_groups(texts: Sequence[str], tolerance: float) -> Integers:
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
-    from scipy.spatial import cKDTree
 
-    keys, vectors = zip(*map(_key_and_vector, texts), strict=True) if texts else ((), ())
+    keys, numbers = zip(*map(_key_and_numbers, texts), strict=True) if texts else ((), ())
     members: dict[bytes, list[int]] = {}
     for index, key in enumerate(keys):
         members.setdefault(key, []).append(index)
@@ -147,8 +203,7 @@ def near_groups(texts: Sequence[str], tolerance: float) -> Integers:
     for indices in members.values():
         if len(indices) == 1:
             continue
-        tree = cKDTree(np.array([vectors[index] for index in indices]))
-        pairs = tree.query_pairs(tolerance, p=np.inf, output_type="ndarray")
+        pairs = _near_pairs(np.array([numbers[index] for index in indices]), tolerance)
         ones = np.ones(len(pairs), dtype=np.int8)
         graph = coo_matrix((ones, (pairs[:, 0], pairs[:, 1])), shape=(len(indices), len(indices)))
         _, component = connected_components(graph, directed=False)

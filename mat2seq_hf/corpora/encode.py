@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ..canonical import CanonicalCrystal, canonicalize
@@ -19,10 +20,10 @@ from ..errors import CrystalError, Mat2SeqError
 from ..sequence import SCHEME_VERSION, scheme_fingerprint
 from ..vocabulary import BOS, EOS, TOKEN_IDS, tokenize
 from .rows import InputRow, cut
-from .schema import METADATA_KEY, PREPARED, REJECTED
+from .schema import METADATA_KEY, PREPARED, REJECTED, read_shard
 from .texts import ON_DISORDER, crystal_of, is_disordered, ordered
 
-__all__ = ["Counts", "DisorderError", "EncodeSettings", "encode_chunk", "encode_row", "write_table"]
+__all__ = ["Counts", "DisorderError", "EncodeSettings", "encode_chunk", "encode_row", "write_csv", "write_table"]
 
 
 class DisorderError(Mat2SeqError):
@@ -124,7 +125,7 @@ def write_table(table: pa.Table, path: Path, ready: Callable[[], None] | None = 
     """
     # of its own: a process left over from a killed run may write, too
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    with pq.ParquetWriter(unfinished, table.schema, compression="zstd") as writer:
+    with pq.ParquetWriter(unfinished, table.schema, compression="zstd", write_page_checksum=True) as writer:
         if len(table):  # datasets cannot open a file whose row group is empty; it can open one without row groups
             writer.write_table(table)
     try:
@@ -133,6 +134,13 @@ def write_table(table: pa.Table, path: Path, ready: Callable[[], None] | None = 
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_csv(table: pa.Table, path: Path) -> None:
+    """Write a CSV file that is complete or not there at all."""
+    partial = path.with_name(f"{path.name}.tmp")
+    pyarrow.csv.write_csv(table, partial)
+    partial.replace(path)
 
 
 def _table(rows: Iterable[Mapping[str, object]], schema: pa.Schema, metadata: Mapping[str, object]) -> pa.Table:
@@ -154,8 +162,9 @@ def _finished(good: Path, bad: Path, metadata: Mapping[str, object], rows: int) 
         for path in (good, bad):
             if json.loads((pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}")) != metadata:
                 return None
-        tokens = pq.read_table(good, columns=["n_tokens"]).column("n_tokens").to_pylist()
-        rejected: int = pq.read_metadata(bad).num_rows
+        # all columns, and with their checksums: a page can be damaged beside others that are not
+        tokens = read_shard(good, PREPARED.names).column("n_tokens").to_pylist()
+        rejected = len(read_shard(bad, REJECTED.names))
     except (OSError, ValueError, pa.ArrowException):  # damaged by something else: made again
         return None
     if len(tokens) + rejected != rows:

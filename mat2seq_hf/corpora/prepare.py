@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.csv
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from ..errors import Mat2SeqError
 from .duplicates import first_of_each, read_columns, text_digests
-from .encode import Counts, EncodeSettings, encode_chunk, write_table
+from .encode import Counts, EncodeSettings, encode_chunk, write_csv, write_table
 from .rows import InputRow, chunks
 from .schema import DUPLICATES, METADATA_KEY, REJECTED, refuse_foreign_files, shard_paths
 from .sources import read_rows
@@ -143,9 +142,7 @@ def _join_rejected(folder: Path, output: Path) -> int:
     table = pa.concat_tables(tables).replace_schema_metadata(None) if tables else REJECTED.empty_table()
     write_table(table, output / "rejected.parquet")
     # the same for people: opens in an editor and in a spreadsheet
-    partial = output / "rejected.csv.tmp"
-    pyarrow.csv.write_csv(table, partial)
-    partial.replace(output / "rejected.csv")
+    write_csv(table, output / "rejected.csv")
     return len(table)
 
 

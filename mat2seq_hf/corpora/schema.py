@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ __all__ = [
     "check_whole",
     "is_prepared",
     "needed_shards",
+    "read_shard",
     "refuse_foreign_files",
     "scheme_of",
     "shard_paths",
@@ -57,12 +59,38 @@ def shard_paths(folder: str | Path) -> list[Path]:
     return sorted(Path(folder).glob("part-*.parquet"))
 
 
-def _is_own_report(path: Path) -> bool:
+def _own_report(path: Path) -> dict[str, Any]:
+    """What ``mat2seq prepare`` has written there, empty if there is nothing or something else."""
     try:
         report = json.loads(path.read_bytes())
-    except ValueError:
-        return False
-    return isinstance(report, dict) and {"encoded", "scheme"} <= report.keys()
+    except (OSError, ValueError):
+        return {}
+    return report if isinstance(report, dict) and {"encoded", "scheme"} <= report.keys() else {}
+
+
+def _damaged(path: Path, error: Exception) -> Mat2SeqError:
+    return Mat2SeqError(
+        f"{path} is damaged ({error}); start the same `mat2seq prepare` again, which makes it anew and keeps the others"
+    )
+
+
+def _footer(path: Path) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(path)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from error
+
+
+def read_shard(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Columns of a shard, whose checksums are compared.
+
+    Raises:
+        Mat2SeqError: it is damaged.
+    """
+    try:
+        return pq.read_table(path, columns=list(columns), page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from error
 
 
 def refuse_foreign_files(folders: Iterable[str | Path]) -> None:
@@ -73,7 +101,7 @@ def refuse_foreign_files(folders: Iterable[str | Path]) -> None:
     """
     places = [Path(folder) for folder in folders]
     for path in (folder / "report.json" for folder in places):
-        if path.is_file() and not _is_own_report(path):
+        if path.is_file() and not _own_report(path):
             raise Mat2SeqError(
                 f"{path} is no report of `mat2seq prepare` and would be replaced; give another folder for the output, "
                 "or move the file away"
@@ -105,23 +133,37 @@ def needed_shards(folder: str | Path) -> list[Path]:
 def is_prepared(path: str | Path) -> bool:
     """Whether a path is a folder that ``mat2seq prepare`` wrote."""
     shards = shard_paths(path) if Path(path).is_dir() else []
+    # shards can be damaged, which does not make them files of crystals
+    return any(map(_is_shard, shards)) or bool(shards and _own_report(Path(path) / "report.json"))
+
+
+def _is_shard(path: Path) -> bool:
     try:
-        return bool(shards) and METADATA_KEY in (pq.read_schema(shards[0]).metadata or {})
+        return METADATA_KEY in (pq.read_schema(path).metadata or {})
     except (OSError, pa.ArrowException):  # the same name, but no table
         return False
 
 
 def check_whole(folders: Iterable[str | Path]) -> None:
-    """Refuse prepared folders that a killed run has left: what is compared with them would be counted too low.
+    """Refuse prepared folders that are not whole: what is compared with them would be counted too low.
 
     Raises:
-        Mat2SeqError: a folder has shards and no report.json, which is written last.
+        Mat2SeqError: a folder has shards and no report.json, which is written last, or not the crystals that it counts.
     """
     for folder in map(Path, folders):
-        if shard_paths(folder) and not (folder / "report.json").is_file():
+        shards = shard_paths(folder)
+        if not shards:
+            continue
+        if not (folder / "report.json").is_file():
             raise Mat2SeqError(
                 f"{folder} has no report.json: the run that prepares it has not ended; start the same command again, "
                 "which goes on"
+            )
+        rows = sum(_footer(path).num_rows for path in shards)
+        if rows != (expected := _own_report(folder / "report.json").get("encoded", "no number")):
+            raise Mat2SeqError(
+                f"{folder} holds {rows} crystals, its report.json says {expected}: a shard is missing, or there is one "
+                "of another run; start the same `mat2seq prepare` again, which makes what is missing"
             )
 
 
@@ -130,14 +172,15 @@ def scheme_of(folder: str | Path) -> str:
 
     Raises:
         SchemeMismatchError: its shards have different ones.
-        Mat2SeqError: it is no prepared corpus.
+        Mat2SeqError: it is no prepared corpus, or a shard is damaged.
     """
     schemes = set()
     for path in needed_shards(folder):
+        metadata = _footer(path).metadata or {}
         try:
-            schemes.add(str(json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])["scheme"]))
-        except (OSError, KeyError, ValueError) as error:  # pyarrow's errors are OSError and ValueError
-            raise Mat2SeqError(f"{path} is no shard that `mat2seq prepare` wrote ({error}); remove it") from error
+            schemes.add(str(json.loads(metadata[METADATA_KEY])["scheme"]))
+        except (KeyError, ValueError) as error:
+            raise Mat2SeqError(f"{path} is no shard that `mat2seq prepare` wrote; move it away") from error
     if len(schemes) > 1:
         raise SchemeMismatchError(f"{folder} has shards of {' and '.join(sorted(schemes))}; prepare it again")
     return schemes.pop()

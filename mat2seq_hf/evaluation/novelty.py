@@ -15,12 +15,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ..canonical import CanonicalCrystal
 from ..cif import cif_text
-from ..corpora.schema import check_schemes, check_whole, is_prepared, scheme_of, shard_paths
+from ..corpora.duplicates import read_columns
+from ..corpora.schema import check_schemes, check_whole, is_prepared, scheme_of
 from ..corpora.sources import read_rows
 from ..errors import Mat2SeqError
 from ..sequence import scheme_fingerprint
@@ -89,8 +89,7 @@ def _sequences(folder: Path) -> Iterator[tuple[str, str]]:
     """Canonical sequences of a prepared corpus, each after its id."""
     check_whole([folder])
     check_schemes({str(folder): scheme_of(folder), "the canonical form of samples": scheme_fingerprint()})
-    for shard in shard_paths(folder):
-        table = pq.read_table(shard, columns=["id", "text"])
+    for table in read_columns(folder, ["id", "text"]):
         yield from zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)
 
 

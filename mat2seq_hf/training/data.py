@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from ..corpora.schema import METADATA_KEY, check_whole, is_prepared, needed_shards
+from ..corpora.schema import METADATA_KEY, check_whole, is_prepared, needed_shards, read_shard
 from ..errors import Mat2SeqError, SchemeMismatchError
 from ..vocabulary import BOS, EOS, PAD, TOKEN_IDS, TOKENS, tokenize
 from .packing import BatchPlan
@@ -279,7 +279,7 @@ def _shard(path: Path, scheme: str, more: list[str]) -> pa.Table:
         )
     _check_tokenizer(path, schema.names)
     wanted = ["input_ids", "prompt_length", *more]
-    table = pq.read_table(path, columns=[name for name in wanted if name in schema.names])
+    table = read_shard(path, [name for name in wanted if name in schema.names])
     return table.replace_schema_metadata(None)
 
 
