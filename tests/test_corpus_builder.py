@@ -548,3 +548,79 @@ def test_two_downloads_of_one_file_wait_for_each_other(server: _Server, tmp_path
         list(threads.map(fetch, range(4)))
     assert len(server.ranges) == 1
     assert (tmp_path / "a.csv").read_bytes() == DATA
+
+
+def _benchmark_copies(folder: Path, crystals: dict[str, Structure], splits: tuple[str, ...]) -> None:
+    folder.mkdir(parents=True)
+    for split in splits:
+        _table(crystals, band_gap=[0.5]).to_parquet(folder / f"{split}.parquet")
+
+
+def test_with_data_dir_a_name_is_the_benchmark_and_without_it_never_what_is_here(
+    crystals: dict[str, Structure],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _benchmark_copies(tmp_path / "data" / "mp_20", crystals, ("train", "val", "test"))
+    _table(crystals, band_gap=[0.5]).to_csv(tmp_path / "data" / "mp_20" / "train.csv")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("mp_20").symlink_to("../data/mp_20")
+    asked = ["prepare", "mp_20", "--num-proc", "1", "-o", "out"]
+    assert main([*asked, "--data-dir", "../data"]) == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["test", "train", "val"]
+    said = capsys.readouterr().out
+    assert "train: ../data/mp_20/train.parquet\n" in said
+    assert "train: 1 crystals read" in said
+    assert "mp_20/train has 1 crystals here, 27136 as published" in caplog.text
+    loaded = load_crystals("mp_20", data_dir="../data", cache_dir=tmp_path / "cache")
+    assert {name: len(rows) for name, rows in loaded.items()} == {"train": 1, "val": 1, "test": 1}
+    assert main(asked) == 2
+    assert "is a benchmark corpus, and" in capsys.readouterr().err
+    with pytest.raises(Mat2SeqError, match=r"has its name: give \./mp_20 for what is here, or a data directory"):
+        load_crystals("mp_20")
+    with pytest.raises(Mat2SeqError, match=r"train\.csv and train\.parquet would both be read"):
+        load_crystals("./mp_20")
+    assert main(["prepare", "./mp_20", "--splits", "-o", "more"]) == 2
+    Path("mp_20/train.csv").unlink()
+    assert len(load_crystals("./mp_20", split="val", cache_dir=tmp_path / "cache")) == 1
+
+
+def test_a_data_dir_that_nothing_uses_is_refused(crystals: dict[str, Structure], tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    _table(crystals, gap=[0.5]).to_csv(path)
+    for given in ([str(path)], ["mp_20", str(path)]):
+        assert main(["prepare", *given, "--data-dir", "nowhere", "-o", str(tmp_path / "out")]) == 2
+    for source in (path, "sample", "org/name", [path]):
+        with pytest.raises(Mat2SeqError, match="nowhere is for copies of the benchmark corpora"):
+            load_crystals(source, data_dir="nowhere")
+
+
+def test_the_files_of_one_benchmark_are_never_taken_for_another_and_missing_splits_are_named(
+    crystals: dict[str, Structure], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _benchmark_copies(tmp_path / "mp_20", crystals, ("val",))
+    with pytest.raises(Mat2SeqError, match=r"mpts_52 is not in .*mp_20: expected .*mp_20/mpts_52/train\.parquet"):
+        find_benchmark(BENCHMARKS["mpts_52"], tmp_path / "mp_20")
+    assert find_benchmark(BENCHMARKS["mp_20"], tmp_path) == {"val": tmp_path / "mp_20" / "val.parquet"}
+    assert "train, test of mp_20 is not in" in caplog.text
+
+
+def test_a_split_that_is_not_there_is_named_before_anything_is_read(
+    crystals: dict[str, Structure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("train", "val"):
+        _table(crystals, gap=[0.5, 0.6]).to_csv(tmp_path / f"{name}.csv")
+    for split, rows in (("train[:1]", 1), ("train+val", 4), ("all", 4), ("val[1:]+train", 3)):
+        assert len(load_crystals(tmp_path, split=split, cache_dir=tmp_path / ".cache")) == rows
+    monkeypatch.setattr(CrystalCorpus, "__init__", None)
+    for source, split, said in (
+        ("sample", "val", "there is no split 'val', only train"),
+        (tmp_path, "test", "there is no split 'test', only train, val"),
+        (tmp_path, "train+test[:5]", "there is no split 'test', only train, val"),
+    ):
+        for streaming in (False, True):
+            with pytest.raises(Mat2SeqError, match=said):
+                load_crystals(source, split=split, streaming=streaming)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..corpora.benchmarks import Benchmark
     from ..corpora.prepare import PrepareReport
 
 __all__ = ["EXAMPLES", "SUMMARY", "add_arguments", "run"]
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="INPUT",
         help="files, folders and archives of crystals; or the "
-        "name of a benchmark corpus (mp_20, mpts_52, perov_5, carbon_24)",
+        "name of a benchmark corpus (mp_20, mpts_52, perov_5, carbon_24; ./mp_20 is a path)",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the shards go")
     parser.add_argument("--symprec", type=float, default=0.01, help="symmetry tolerance in angstrom (default: 0.01)")
@@ -55,7 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="prepared corpora to compare with: which sequences are in both?",
     )
-    parser.add_argument("--data-dir", type=Path, metavar="FOLDER", help="local copies of the benchmark corpora")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="local copies of the benchmark corpora: FOLDER/mp_20/train.parquet or .csv ... (default: download)",
+    )
     parser.add_argument("--chunk-size", type=int, default=500, help="crystals a shard (default: 500; millions: 20000)")
     parser.add_argument("--num-proc", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     parser.add_argument(
@@ -63,14 +69,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _inputs(args: argparse.Namespace) -> dict[str, list[str]]:
+def _inputs(args: argparse.Namespace, benchmark: Benchmark | None) -> dict[str, list[str]]:
     """Paths by split; the name is empty where there is just one."""
-    from ..corpora.benchmarks import BENCHMARKS, find_benchmark
+    from ..corpora.benchmarks import find_benchmark
     from ..corpora.load import split_paths
 
-    first = args.inputs[0]
-    if len(args.inputs) == 1 and first in BENCHMARKS and not Path(first).exists():
-        return {name: [str(path)] for name, path in find_benchmark(BENCHMARKS[first], args.data_dir, None).items()}
+    if benchmark is not None:
+        found = find_benchmark(benchmark, args.data_dir)
+        for split, path in found.items():
+            print(f"{split}: {path}")
+        return {split: [str(path)] for split, path in found.items()}
     if not args.splits:
         return {"": args.inputs}
     return split_paths(args.inputs, needed=True, output=args.output)
@@ -89,6 +97,7 @@ def _print(name: str, report: PrepareReport, folder: Path) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from ..corpora.benchmarks import check_rows, named_benchmark
     from ..corpora.duplicates import leakage
     from ..corpora.encode import EncodeSettings
     from ..corpora.prepare import prepare
@@ -103,11 +112,16 @@ def run(args: argparse.Namespace) -> int:
     own = str(EncodeSettings(args.symprec, args.on_disorder).metadata()["scheme"])
     check_whole(args.against)
     check_schemes({"this run": own} | {name: scheme_of(name) for name in args.against})  # not only after hours of work
-    inputs = _inputs(args)
+    source = args.inputs[0] if len(args.inputs) == 1 else ", ".join(args.inputs)
+    benchmark = named_benchmark(source, args.data_dir)
+    inputs = _inputs(args, benchmark)
     folders = {split: args.output / split if split else args.output for split in inputs}
     compared = named_folders([*folders.values(), *args.against])
     for split, folder in folders.items():
-        _print(split, prepare(inputs[split], folder, **settings), folder)
+        report = prepare(inputs[split], folder, **settings)
+        _print(split, report, folder)
+        if benchmark is not None:
+            check_rows(benchmark, {split: report.read})
     if len(compared) > 1:
         print_overlaps(leakage(compared))
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import Mat2SeqError
 from .download import download
 
-__all__ = ["BENCHMARKS", "Benchmark", "check_rows", "download_benchmark", "find_benchmark"]
+__all__ = ["BENCHMARKS", "Benchmark", "check_rows", "download_benchmark", "find_benchmark", "named_benchmark"]
 
 logger = logging.getLogger(__name__)
 
@@ -125,19 +125,20 @@ def download_benchmark(
 
 
 def _local(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for place in (folder / benchmark.name, folder):
-        for split in benchmark.rows:
-            for suffix in (".parquet", ".csv", ".csv.gz"):
-                if (path := place / f"{split}{suffix}").is_file():
-                    found.setdefault(split, path)
-        if found:
-            return found
+    found = {}
+    for split in benchmark.rows:
+        paths = [folder / benchmark.name / f"{split}{suffix}" for suffix in (".parquet", ".csv", ".csv.gz")]
+        if (path := next((path for path in paths if path.is_file()), None)) is not None:
+            found[split] = path
     return found
 
 
-def find_benchmark(benchmark: Benchmark, data_dir: str | Path | None, split: str | None) -> dict[str, Path]:
+def find_benchmark(
+    benchmark: Benchmark, data_dir: str | Path | None = None, split: str | None = None
+) -> dict[str, Path]:
     """Files by split: of ``data_dir`` if that is given, else of the cache, downloaded where needed.
+
+    A warning names the splits that ``data_dir`` lacks.
 
     Raises:
         Mat2SeqError: they are not there, or cannot be downloaded.
@@ -151,7 +152,11 @@ def find_benchmark(benchmark: Benchmark, data_dir: str | Path | None, split: str
                 f"{split or ', '.join(benchmark.rows)} of {benchmark.name} is not in {data_dir}: expected "
                 f"{Path(data_dir) / benchmark.name / (split or 'train')}.parquet or .csv"
             )
-        return found if split is None else {split: found[split]}
+        if split is not None:
+            return {split: found[split]}
+        if missing := [name for name in benchmark.rows if name not in found]:
+            logger.warning("%s of %s is not in %s: left out", ", ".join(missing), benchmark.name, data_dir)
+        return found
     from datasets import config
 
     folder = Path(config.HF_DATASETS_CACHE) / "mat2seq_hf" / benchmark.name
@@ -164,8 +169,29 @@ def find_benchmark(benchmark: Benchmark, data_dir: str | Path | None, split: str
     return download_benchmark(benchmark, folder, split)
 
 
-def check_rows(benchmark: Benchmark, splits: Mapping[Any, Sized]) -> None:
-    """Warn where a local copy has other numbers of rows than the published corpus."""
-    for name, rows in splits.items():
-        if len(rows) != (expected := benchmark.rows[str(name)]):
-            logger.warning("%s/%s has %d crystals here, %d as published", benchmark.name, name, len(rows), expected)
+def named_benchmark(source: object, data_dir: str | Path | None) -> Benchmark | None:
+    """The benchmark corpus that ``source`` names, else None.
+
+    Raises:
+        Mat2SeqError: ``data_dir`` is given, and ``source`` names none; or it is not given, and a file or folder here
+            has the name, too.
+    """
+    benchmark = BENCHMARKS.get(source) if isinstance(source, str) else None
+    if benchmark is None and data_dir is not None:
+        raise Mat2SeqError(
+            f"the data directory {data_dir} is for copies of the benchmark corpora {', '.join(BENCHMARKS)}, and "
+            f"{source} is none of them; leave it out, or give the name of one"
+        )
+    if benchmark is not None and data_dir is None and Path(benchmark.name).exists():
+        raise Mat2SeqError(
+            f"{benchmark.name} is a benchmark corpus, and {Path(benchmark.name).absolute()} has its name: give "
+            f"./{benchmark.name} for what is here, or a data directory with copies of the benchmark corpora"
+        )
+    return benchmark
+
+
+def check_rows(benchmark: Benchmark, rows: Mapping[Any, int]) -> None:
+    """Warn where splits of a local copy have other numbers of rows than those of the published corpus."""
+    for name, count in rows.items():
+        if count != (expected := benchmark.rows[str(name)]):
+            logger.warning("%s/%s has %d crystals here, %d as published", benchmark.name, name, count, expected)

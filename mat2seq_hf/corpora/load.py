@@ -12,10 +12,11 @@ import datasets
 
 from ..errors import Mat2SeqError
 from .archives import folder_files, is_visible
-from .benchmarks import BENCHMARKS, check_rows, find_benchmark
+from .benchmarks import BENCHMARKS, check_rows, find_benchmark, named_benchmark
 from .builder import CrystalCorpus
 from .columns import check_properties, column_of
 from .feature import Crystal, with_crystals
+from .rows import stem_of
 from .sources import is_known
 
 __all__ = ["SAMPLE_CORPUS", "load_crystals", "split_paths"]
@@ -42,7 +43,8 @@ def split_paths(given: Any, *, needed: bool = False, output: Path | None = None)
         output: a folder that is left out.
 
     Raises:
-        Mat2SeqError: splits are needed, and there are none or crystals beside them.
+        Mat2SeqError: splits are needed, and there are none or crystals beside them; or a split has files of one name
+            and different kinds, such as train.csv and train.parquet.
     """
     if isinstance(given, Mapping):
         return {split: [str(path) for path in _listed(paths)] for split, paths in given.items()}
@@ -72,6 +74,8 @@ def _named(folder: Path, output: Path | None) -> tuple[dict[str, list[str]], lis
             named.setdefault(split, []).append(str(entry))
         elif output is None or not output.resolve().is_relative_to(entry.resolve()):
             rest.append(entry)
+    for paths in named.values():
+        _refuse_copies([path for path in map(Path, paths) if not path.is_dir()])
     order = ["train", "val", "test"]
     splits = {split: named[split] for split in order if split in named}
     if not splits:
@@ -79,6 +83,16 @@ def _named(folder: Path, output: Path | None) -> tuple[dict[str, list[str]], lis
     return splits, [
         entry.name for entry in rest if not entry.is_dir() or any(is_known(file.name) for file in folder_files(entry))
     ]
+
+
+def _refuse_copies(files: Iterable[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for file in files:
+        if (other := seen.setdefault(stem_of(file.name).lower(), file)) is not file:
+            raise Mat2SeqError(
+                f"{other} and {file.name} would both be read, and each of their crystals twice if one is a copy of the "
+                "other: move one away, or give the paths themselves"
+            )
 
 
 def _listed(paths: Any) -> list[Any]:
@@ -139,6 +153,23 @@ def _built(builder: CrystalCorpus, inputs: Mapping[str, list[str]], wanted: str 
     return builder.as_dataset(split=wanted)
 
 
+def _check_split(split: str, inputs: Mapping[str, list[str]]) -> None:
+    """Refuse a split that is not there, before all is read.
+
+    Args:
+        split: as datasets takes it, such as ``"val"``, ``"train[:10%]"``, ``"train+val"`` or ``"all"``.
+        inputs: paths by split.
+
+    Raises:
+        Mat2SeqError: one of the splits is not there.
+    """
+    for part in split.split("+"):
+        if (name := part.partition("[")[0]) not in {*inputs, "all"}:
+            raise Mat2SeqError(
+                f"there is no split {name!r}, but {', '.join(inputs)}; name one of them, or none for all"
+            )
+
+
 def load_crystals(
     source: str | Path | Iterable[str | Path] | Mapping[str, Any],
     *,
@@ -156,9 +187,9 @@ def load_crystals(
 
     Args:
         source: a path or several (files, folders, archives; see :func:`~.sources.read_rows`), paths by split, the name
-            of a benchmark corpus (``"mp_20"``), ``"sample"`` (shipped with the package), or a dataset on the Hub
-            (``"org/name"``). A folder with ``train.csv``, ``val/`` and the like, and no other crystals, gives these
-            splits, anything else the split ``train``.
+            of a benchmark corpus (``"mp_20"``; ``"./mp_20"`` is a path), ``"sample"`` (shipped with the package), or a
+            dataset on the Hub (``"org/name"``). A folder with ``train.csv``, ``val/`` and the like, and no other
+            crystals, gives these splits, anything else the split ``train``.
         split: the split wanted; without it a dict of them, unless there is just one.
         streaming: read while iterating; nothing is written to disk. A corpus of which no row is a crystal is an empty
             stream.
@@ -176,9 +207,11 @@ def load_crystals(
         ``Dataset`` or ``DatasetDict``; with ``streaming`` their iterable counterparts.
 
     Raises:
-        Mat2SeqError: nothing is found, ``properties`` gives no types to names, no row is a crystal, a file is broken as
-            a whole, a property does not have its type, a row is bad and ``on_error`` is ``"raise"``, or a dataset on
-            the Hub stores no crystals as columns or is given settings that are for files.
+        Mat2SeqError: nothing is found, there is no such ``split``, ``data_dir`` is given and ``source`` is no benchmark
+            corpus, or is not given and something here has the name of one, ``properties`` gives no types to names, no
+            row is a crystal, a file is broken as a whole, a property does not have its type, a row is bad and
+            ``on_error`` is ``"raise"``, or a dataset on the Hub stores no crystals as columns or is given settings
+            that are for files.
 
     Example:
         >>> load_crystals("my_cifs/")[0]["structure"]  # doctest: +SKIP
@@ -190,17 +223,18 @@ def load_crystals(
     directory = None if cache_dir is None else str(cache_dir)
     if source == "sample" and not Path("sample").exists():
         source = SAMPLE_CORPUS
-    benchmark = BENCHMARKS.get(source) if isinstance(source, str) else None
-    if benchmark is not None and not Path(str(source)).exists():
+    if (benchmark := named_benchmark(source, data_dir)) is not None:
         inputs = {name: [str(path)] for name, path in find_benchmark(benchmark, data_dir, split).items()}
     elif isinstance(source, str) and not Path(source).exists() and _is_hub_name(source):
-        given = {"properties": properties is not None, "keep_text": keep_text, "data_dir": data_dir is not None}
+        given = {"properties": properties is not None, "keep_text": keep_text}
         given |= {"on_error": on_error != "skip", "on_disorder": on_disorder != "set_aside"}
         if asked := [name for name, value in given.items() if value]:
             raise Mat2SeqError(f"{asked[0]} is for files of crystals; {source!r} is taken from the Hub, as it is")
         return _from_hub(source, split, streaming=streaming, cache_dir=directory, num_proc=num_proc)
     else:
-        benchmark, inputs = None, split_paths(source)
+        inputs = split_paths(source)
+    if isinstance(split, str):
+        _check_split(split, inputs)
     if split is not None and split in inputs:
         inputs = {split: inputs[split]}
     builder = CrystalCorpus(
@@ -218,5 +252,6 @@ def load_crystals(
     if wanted is None or wanted in inputs:  # not for a slice of a split
         _warn_empty(dataset, properties or ())
     if benchmark is not None:
-        check_rows(benchmark, {wanted: dataset} if wanted in inputs else dataset if wanted is None else {})
+        parts = {wanted: dataset} if wanted in inputs else dataset if wanted is None else {}
+        check_rows(benchmark, {name: len(part) for name, part in parts.items()})
     return dataset
