@@ -166,7 +166,7 @@ def _check_split(split: str, inputs: Mapping[str, list[str]]) -> None:
     for part in split.split("+"):
         if (name := part.partition("[")[0]) not in {*inputs, "all"}:
             raise Mat2SeqError(
-                f"there is no split {name!r}, but {', '.join(inputs)}; name one of them, or none for all"
+                f"there is no split {name!r}, only {', '.join(inputs)}; name one of them, or none for all"
             )
 
 
