@@ -28,7 +28,6 @@ from mat2seq_hf.publishing import save_model_folder
 from mat2seq_hf.registration import DEFAULT_MODEL, TASK
 
 Capture = pytest.CaptureFixture[str]
-CO_AND_Co = ((["C", "O"], [[0, 0, 0], [0.5, 0.5, 0.5]]), (["Co"], [[0, 0, 0]]))
 
 
 @pytest.fixture(scope="module")
@@ -327,12 +326,13 @@ def test_letters_that_a_code_page_lacks_cost_no_results(model: str, monkeypatch:
 
 
 def test_file_names_differ_in_more_than_capitals(tmp_path: Path) -> None:
-    texts = [canonicalize(one).text for one in (Structure([4, 4.1, 4.2] * np.eye(3), e, x) for e, x in CO_AND_Co)]
-    sample: Any = {"structure": True, "valid": True, "cif": ""}
-    taken: set[str] = set()
-    for text in texts:
-        taken |= {*_write([{**sample, "text": text}], tmp_path, {name.lower() for name in taken}, keep_all=False)}
-    assert len({name.lower() for name in taken}) == 2
+    places = [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]
+    names: list[str] = []
+    for elements in (["C", "O"], ["Co"]):  # both Pmmm
+        crystal = Structure(np.diag([4, 4.1, 4.2]), elements, places[: len(elements)])
+        sample: Any = {"structure": True, "valid": True, "cif": "", "text": canonicalize(crystal).text}
+        names += _write([sample], tmp_path, {name.lower() for name in names}, keep_all=False)
+    assert names == ["CO_Pmmm_1.cif", "Co_Pmmm_2.cif"]
 
 
 def test_a_file_is_no_output_folder(files: list[str], model: str, capsys: Capture) -> None:
