@@ -213,6 +213,7 @@ class Rows:
 
     Args:
         states: the state of each row.
+        table: where they are numbered; the current one by default.
 
     Attributes:
         table: the table that ``nodes`` refers to.
@@ -226,8 +227,8 @@ class Rows:
         ['Na', '##1', 'Cl', '##1']
     """
 
-    def __init__(self, states: Sequence[State]) -> None:
-        self.table = current_table()
+    def __init__(self, states: Sequence[State], table: StateTable | None = None) -> None:
+        self.table = current_table() if table is None else table
         known: dict[int, tuple[int, int]] = {}  # rows of one prompt share the object
         for state in states:
             if id(state) not in known:
@@ -241,15 +242,14 @@ class Rows:
 
     def take(self, index: Integers) -> Rows:
         """The rows with these numbers, in this order, as rows of their own."""
-        taken = Rows([])
-        taken.table, taken.nodes, taken.places = self.table, self.nodes[index], self.places[index]
-        taken.contexts = self.contexts[index]
+        taken = Rows([], self.table)
+        taken.nodes, taken.places, taken.contexts = self.nodes[index], self.places[index], self.contexts[index]
         return taken
 
     def put(self, index: Integers, rows: Rows) -> None:
         """Let these rows stand where ``rows`` do."""
         if self.table is not rows.table:
-            self._move()
+            self._move(rows.table)
         self.nodes[index], self.places[index], self.contexts[index] = rows.nodes, rows.places, rows.contexts
 
     @property
@@ -289,7 +289,7 @@ class Rows:
         fewer legal continuations than beams.
         """
         if self.table.is_full:
-            self._move()
+            self._move(current_table())
         table, nodes = self.table, self.nodes
         tokens = np.where((tokens >= 0) & (tokens < _WIDTH), tokens, _PAD)
         forced = self.places < table.run_length[nodes]
@@ -319,7 +319,7 @@ class Rows:
             found.append(Forced(run, state) if run else state)
         return found
 
-    def _move(self) -> None:
-        """Go on in the table that has taken over."""
-        moved = Rows(self.states())
+    def _move(self, table: StateTable) -> None:
+        """Go on in another table."""
+        moved = Rows(self.states(), table)
         self.table, self.nodes, self.places, self.contexts = moved.table, moved.nodes, moved.places, moved.contexts

@@ -57,6 +57,8 @@ class MaskTable:
     def _fill(self) -> None:
         """Add the rows of the sets that are new since the last call."""
         masks = self.table.masks[self.filled :]
+        if not masks:  # another thread was faster
+            return
         fresh = torch.full((len(masks), self.rows.shape[1]), -math.inf, dtype=self.rows.dtype)
         at = np.repeat(np.arange(len(masks)), [len(tokens) for tokens in masks])
         fresh[torch.from_numpy(at), torch.from_numpy(np.concatenate(masks))] = 0.0

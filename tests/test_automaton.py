@@ -67,6 +67,23 @@ def test_a_full_table_is_replaced_and_rows_move_over(monkeypatch: pytest.MonkeyP
     assert len(made) > 3
 
 
+def test_rows_join_those_of_another_table_even_if_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automaton._CURRENT, "table", StateTable())
+    rows = Rows([GRAMMAR.initial(prompt) for prompt in PROMPTS])
+    before = rows.states()
+    changed = np.array([1, 4])
+    part = rows.take(changed)
+    for word in ("Fe", "Na", "##3"):
+        rows.table.most_nodes = 0  # others have filled it
+        part.advance(np.where(part.pending > 0, part.forced(1)[:, 0], TOKEN_IDS[word]))
+    part.table.most_nodes = 0
+    rows.put(changed, part)
+    after = rows.states()
+    assert rows.table is part.table
+    assert [after[row] for row in changed] == part.states()
+    assert [after[row] for row in (0, 2, 3)] == [before[row] for row in (0, 2, 3)]
+
+
 def test_forced_tokens_come_in_one_run_and_can_be_skipped() -> None:
     rows = Rows([GRAMMAR.initial(Prompt("NaCl", formula_units=1)), GRAMMAR.initial(Prompt("C", formula_units=2))])
     assert rows.pending.tolist() == [4, 2]

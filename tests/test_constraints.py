@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from transformers import GPT2LMHeadModel, LogitsProcessorList
 
+from mat2seq_hf import automaton
+from mat2seq_hf.automaton import StateTable
 from mat2seq_hf.canonical import CanonicalCrystal
 from mat2seq_hf.constraints import GrammarLogitsProcessor, sequence_log_probs
 from mat2seq_hf.errors import PromptError
@@ -119,6 +123,36 @@ def test_logits_above_the_vocabulary_are_never_allowed() -> None:
     assert not scores[:, len(TOKENS) :].isfinite().any()
     with pytest.raises(PromptError, match="do not belong together"):
         GrammarLogitsProcessor(Prompt())(torch.tensor([[BEGIN]]), torch.zeros(1, 7))  # type: ignore[arg-type]
+
+
+class MeetingLock:
+    """A lock that two threads must both have come to before either gets it."""
+
+    def __init__(self) -> None:
+        self.barrier, self.lock = threading.Barrier(2, timeout=60), threading.Lock()
+
+    def __enter__(self) -> None:
+        self.barrier.wait()
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+def test_two_threads_that_meet_a_new_set_of_tokens_at_once_mask_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = StateTable()
+    monkeypatch.setattr(automaton._CURRENT, "table", table)
+    processors = [GrammarLogitsProcessor(Prompt()) for _ in range(2)]
+    table.lock = MeetingLock()  # type: ignore[assignment]
+
+    def masked(processor: GrammarLogitsProcessor) -> torch.Tensor:
+        return processor(torch.tensor([[BEGIN]]), torch.zeros(1, len(TOKENS)))  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(masked, processors)
+    allowed = Grammar().allowed(Grammar().initial(Prompt()))
+    assert first[0].isfinite().nonzero()[:, 0].tolist() == sorted(allowed.tolist())
+    assert torch.equal(first, second)
 
 
 def test_rows_that_do_not_fit_the_prompts_are_refused() -> None:
