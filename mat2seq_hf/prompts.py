@@ -139,6 +139,8 @@ class Plan:
         return _groups_that_fit(self.groups, tuple(sorted(counts)))
 
     def _extends(self, counts: tuple[int, ...], elements: int, low: int, high: int) -> bool:
+        if max(low, elements) > high:  # no number of atoms: nothing to ask each of the groups
+            return False
         return any(can_extend(number, tuple(sorted(counts)), elements, low, high) for number in self.groups)
 
 
@@ -298,7 +300,9 @@ def _formula_plan(prompt: Prompt, plan: Plan, formula: dict[str, int]) -> Plan:
 
 def _where(groups: tuple[int, ...]) -> str:
     """Who cannot hold something, up to the verb."""
-    return f"space group {_name(groups[0])} cannot" if len(groups) == 1 else "none of the space groups asked for can"
+    if len(groups) == 1:
+        return f"space group {_name(groups[0])} cannot"
+    return "no space group can" if len(groups) == len(SYMBOLS) else "none of the space groups asked for can"
 
 
 @lru_cache(maxsize=1 << 14)

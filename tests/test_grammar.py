@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from pymatgen.core import Structure
 
+from mat2seq_hf import prompts
 from mat2seq_hf.canonical import CanonicalCrystal, canonicalize
 from mat2seq_hf.coordinates import Need, free_position, next_values
+from mat2seq_hf.elements import ELEMENTS
 from mat2seq_hf.errors import DecodeError, FormulaError, PromptError, SchemeMismatchError
 from mat2seq_hf.feasibility import can_extend, fits, next_letters, smallest_cell
 from mat2seq_hf.grammar import Grammar
 from mat2seq_hf.operations import crystal_system, expand_orbit, points_per_primitive, polar_axes
-from mat2seq_hf.prompts import parse_formula
+from mat2seq_hf.prompts import make_plan, parse_formula
 from mat2seq_hf.sequence import parse_text
 from mat2seq_hf.state_kinds import State
 from mat2seq_hf.vocabulary import CRYSTAL_SYSTEMS, EOS, TOKEN_IDS, TOKENS, tokenize
@@ -344,6 +346,23 @@ def test_the_smallest_cell_is_attained_and_no_smaller_one_exists() -> None:
         least = smallest_cell(number, elements)
         assert can_extend(number, (), elements, least, least)
         assert least == 1 or not can_extend(number, (), elements, 1, least - 1)
+
+
+def test_space_groups_are_asked_only_for_numbers_of_atoms_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int, int]] = []
+
+    def counted(number: int, counts: tuple[int, ...], elements: int, low: int, high: int) -> bool:
+        asked.append((elements, low, high))
+        return can_extend(number, counts, elements, low, high)
+
+    monkeypatch.setattr(prompts, "can_extend", counted)
+    last = len(ELEMENTS) - 1
+    for prompt in (Prompt(n_atoms=400), Prompt(elements=["C", ELEMENTS[last]], n_atoms=400)):
+        plan = make_plan(prompt)
+        assert plan.next_counts(last, (7,)) == (393,)
+        assert plan.next_ranks((3, last), (7, 393)) == ()
+    assert asked
+    assert all(max(elements, low) <= high for elements, low, high in asked)
 
 
 def test_a_foreign_tokenizer_is_refused() -> None:

@@ -105,6 +105,8 @@ def test_a_refusal_names_the_one_space_group_or_says_none() -> None:
         make_plan(Prompt(elements=kinds, crystal_system="cubic", n_atoms=6))
     with pytest.raises(PromptError, match=r"^space group 225 \(Fm-3m\) cannot hold 6 element\(s\)"):
         make_plan(Prompt(elements=kinds, space_group=225, n_atoms=6))
+    with pytest.raises(PromptError, match=r"^no space group can hold 6 element\(s\) in a primitive cell of 5 atoms"):
+        make_plan(Prompt(elements=kinds, n_atoms=5))
 
 
 def test_a_prompt_writes_only_prefix_fields_that_the_model_knows() -> None:
