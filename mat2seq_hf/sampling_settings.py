@@ -22,6 +22,12 @@ _IRRELEVANT = {  # to how plain sampling goes
     *("_from_model_config", "return_dict_in_generate", "output_scores", "attention_mask", "mat2seq"),
     "generation_config",  # its values are among the parameters
 }
+_NEUTRAL = {  # values that change nothing; a generation_config may state them
+    **dict.fromkeys(("num_beams", "num_beam_groups"), 1),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "length_penalty", "typical_p"), 1.0),
+    **dict.fromkeys(("diversity_penalty", "epsilon_cutoff", "eta_cutoff", "min_p"), 0.0),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
+}
 _SEARCHED = ("temperature", "top_k", "top_p")  # what a generation_config can have for a number of samples
 #: Settings of plain sampling and their types.
 PLAIN = {"temperature": float, "top_k": int, "top_p": float, "max_new_tokens": int, "guidance_scale": float}
@@ -57,12 +63,16 @@ def plain_settings(parameters: Mapping[str, Any]) -> SamplingSettings | None:
     Raises:
         PromptError: one of them is out of range, see :func:`check_sampling`.
     """
-    others = {name for name, value in parameters.items() if value is not None and value is not False} - _IRRELEVANT
+    others = {name for name, value in parameters.items() if not _changes_nothing(name, value)} - _IRRELEVANT
     if not parameters.get("do_sample") or others - {*PLAIN, "do_sample"}:
         return None
     check_sampling({name: parameters.get(name) for name in PLAIN})  # a generation_config is checked nowhere else
     given: dict[str, Any] = {name: PLAIN[name](parameters[name]) for name in others - {"do_sample"}}
     return SamplingSettings(**given)
+
+
+def _changes_nothing(name: str, value: Any) -> bool:
+    return value is None or value is False or (name in _NEUTRAL and bool(value == _NEUTRAL[name]))
 
 
 def searched_settings(config: Any, wanted: int, *, candidates: bool) -> dict[str, Any]:

@@ -355,6 +355,26 @@ def test_settings_of_the_caller_win_over_searched_ones_wherever_they_are_given(f
     assert drawn({}, wanted=1) == (0.1, 7)
 
 
+def test_settings_that_change_nothing_leave_the_samples_as_they_are(pipe: CrystalGenerationPipeline) -> None:
+    neutral: dict[str, Any] = {"num_beams": 1, "repetition_penalty": 1.0, "length_penalty": 1, "typical_p": 1.0}
+    neutral |= {
+        "no_repeat_ngram_size": 0,
+        "min_p": 0.0,
+        "min_length": 0,
+        "epsilon_cutoff": 0.0,
+        "early_stopping": False,
+    }
+    plain = {"temperature": 0.9, "top_k": 10}
+    expected = texts(pipe("NaCl", seed=1, **plain, **SMALL))
+    assert pipe.sampling_settings(**neutral) == pipe.sampling_settings()
+    assert texts(pipe("NaCl", seed=1, **plain, **neutral, **SMALL)) == expected
+    stated = GenerationConfig(do_sample=True, **plain, **neutral)
+    assert texts(pipe("NaCl", seed=1, generation_config=stated, **SMALL)) == expected
+    for setting in ({"num_beams": 2}, {"repetition_penalty": 1.1}):
+        with pytest.raises(PromptError, match="only plain sampling goes at scale"):
+            pipe.sampling_settings(**setting)
+
+
 def test_a_generation_config_changed_by_hand_holds_for_all_numbers_of_samples(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     several = [{"samples": 1, "temperature": 0.1, "top_k": 7}, {"samples": 5, "temperature": 0.7, "top_k": 9}]
