@@ -25,7 +25,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from .canonical import CanonicalCrystal, canonicalize
 from .errors import DecodeError, SchemeMismatchError
 from .sequence import scheme_fingerprint
-from .vocabulary import BOS, EOS, PAD, TOKEN_IDS, TOKENS, UNK, tokenize
+from .vocabulary import BOS, EOS, LONGEST_WORD, PAD, TOKEN_IDS, TOKENS, UNK, tokenize
 
 __all__ = ["CLASS_BESIDE_CODE", "Mat2SeqTokenizer", "build_tokenizer", "text_of_tokens", "without_code"]
 
@@ -35,7 +35,6 @@ __all__ = ["CLASS_BESIDE_CODE", "Mat2SeqTokenizer", "build_tokenizer", "text_of_
 #: goes, and the plain tokenizer is left.
 CLASS_BESIDE_CODE = "TokenizersBackendFastFast"
 
-_LONGEST_WORD = 10_000  # characters; above it WordPiece answers <unk> without looking
 _BEGIN = frozenset((TOKEN_IDS[PAD], TOKEN_IDS[BOS]))
 _END = TOKEN_IDS[EOS]
 
@@ -223,7 +222,7 @@ def build_tokenizer(symprec: float = 0.01) -> Mat2SeqTokenizer:
             vocab=dict(TOKEN_IDS),
             unk_token=UNK,
             continuing_subword_prefix="##",
-            max_input_chars_per_word=_LONGEST_WORD,
+            max_input_chars_per_word=LONGEST_WORD,
         )
     )
     backend.pre_tokenizer = WhitespaceSplit()

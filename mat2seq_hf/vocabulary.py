@@ -15,6 +15,8 @@ spare ``property_1=`` to ``property_8=``.
 
 from __future__ import annotations
 
+import re
+
 from .elements import ELEMENTS
 from .grid import FRACTIONS
 from .wyckoff import LETTERS, SYMBOLS, wyckoff_positions
@@ -25,6 +27,7 @@ __all__ = [
     "END_OF_FIELDS",
     "EOS",
     "FIELDS",
+    "LONGEST_WORD",
     "MAX_ATOMS",
     "NUMERIC_FIELDS",
     "PAD",
@@ -41,6 +44,7 @@ PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 UNKNOWN_VALUE = "?"
 END_OF_FIELDS = "|"
 MAX_ATOMS = 400
+LONGEST_WORD = 10_000  # characters; above it WordPiece answers <unk> without looking
 
 NUMERIC_FIELDS = (
     "band_gap",
@@ -81,12 +85,18 @@ TOKENS: tuple[str, ...] = (
 TOKEN_IDS: dict[str, int] = {token: index for index, token in enumerate(TOKENS)}
 
 _LONGEST = max(len(token) for token in TOKENS)
+_WORD = re.compile(r"[\S\x1c-\x1f]+")  # to Python the four control characters are blanks, to the tokenizer they are not
 
 
 def split_word(word: str) -> list[str]:
-    """Tokens of one word: the longest token that fits, from the left (WordPiece); ``<unk>`` if none does."""
+    """Tokens of one word: the longest token that fits, from the left (WordPiece); ``<unk>`` if none does.
+
+    A word of more than ``LONGEST_WORD`` characters is ``<unk>``, too.
+    """
     if word in TOKEN_IDS:
         return [word]
+    if len(word) > LONGEST_WORD:
+        return [UNK]
     tokens: list[str] = []
     start = 0
     while start < len(word):
@@ -103,4 +113,4 @@ def split_word(word: str) -> list[str]:
 
 def tokenize(text: str) -> list[int]:
     """Token ids of a text, without begin and end."""
-    return [TOKEN_IDS[token] for word in text.split() for token in split_word(word)]
+    return [TOKEN_IDS[token] for word in _WORD.findall(text) for token in split_word(word)]

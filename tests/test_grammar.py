@@ -357,7 +357,7 @@ def test_space_groups_are_asked_only_for_numbers_of_atoms_that_are_left(monkeypa
 
     monkeypatch.setattr(prompts, "can_extend", counted)
     last = len(ELEMENTS) - 1
-    for prompt in (Prompt(n_atoms=400), Prompt(elements=["C", ELEMENTS[last]], n_atoms=400)):
+    for prompt in (Prompt(n_atoms=400), Prompt(elements=("C", ELEMENTS[last]), n_atoms=400)):
         plan = make_plan(prompt)
         assert plan.next_counts(last, (7,)) == (393,)
         assert plan.next_ranks((3, last), (7, 393)) == ()

@@ -21,7 +21,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from mat2seq_hf import CanonicalCrystal, Mat2SeqTokenizer, build_tokenizer, canonicalize, scheme_fingerprint
 from mat2seq_hf.cif import cif_text
 from mat2seq_hf.errors import CrystalError, DecodeError, SchemeMismatchError
-from mat2seq_hf.vocabulary import TOKEN_IDS, TOKENS, tokenize
+from mat2seq_hf.vocabulary import LONGEST_WORD, TOKEN_IDS, TOKENS, tokenize
 
 FIELDS = "space_group= [Pm-3m] crystal_system= ? elements= Ba Ti O n_atoms=135 band_gap= +2.31 |"
 PAD, BOS, EOS = 0, 1, 2
@@ -57,6 +57,19 @@ def test_ids_are_those_of_the_vocabulary(tokenizer: Mat2SeqTokenizer) -> None:
 def test_tokens_of_any_text_are_those_of_the_vocabulary(text: str) -> None:
     assert shared_tokenizer().encode(text) == [BOS, *tokenize(text)]
     assert shared_tokenizer().encode_text(text) == tokenize(text)
+
+
+@pytest.mark.parametrize("blank", [chr(code) for code in range(0x3001) if chr(code).isspace()])
+def test_words_end_at_the_same_blanks(blank: str) -> None:
+    text = f"Ba1{blank}Ti1"
+    assert tokenize(text) == shared_tokenizer().backend_tokenizer.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("length", [LONGEST_WORD, LONGEST_WORD + 2])
+def test_a_word_that_is_too_long_for_the_tokenizer_is_unknown(length: int) -> None:
+    word = "0." + "12" * (length // 2 - 1)
+    assert (tokenize(word) == [3]) == (length > LONGEST_WORD)
+    assert tokenize(word) == shared_tokenizer().encode(word, add_special_tokens=False)
 
 
 def shared_tokenizer(_kept: list[Mat2SeqTokenizer] = []) -> Mat2SeqTokenizer:  # noqa: B006 - one for all examples
