@@ -75,10 +75,12 @@ def write_crystals(folder: Path, gaps: tuple[float | None, ...] = GAPS) -> Path:
 def write_shards(folder: Path, parts: Sequence[Path]) -> Path:
     """One corpus of the single shards of others, which are no longer there."""
     folder.mkdir(exist_ok=True)
+    rows = 0
     for number, part in enumerate(parts):
+        rows += pq.read_metadata(part / "part-00000.parquet").num_rows
         (part / "part-00000.parquet").rename(folder / f"part-{number:05d}.parquet")
         shutil.rmtree(part)
-    return write_report(folder, len(parts))
+    return write_report(folder, rows)
 
 
 def small_model(model_type: str = "gpt2", dropout: float = 0.0) -> PreTrainedModel:

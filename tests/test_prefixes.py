@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import TEXTS, small_run, write_crystals, write_shards
+from runs import TEXTS, small_run, write_crystals, write_report, write_shards
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from mat2seq_hf.errors import Mat2SeqError
@@ -221,6 +221,7 @@ def test_a_group_of_a_streamed_corpus_need_not_have_a_property(
     assert load_data(parse_config(options), 128).train.crystals == 9
     assert caplog.text.count(f"7 of 9 crystals of {folder} have no band_gap") == 2  # to train and to validate on
     (folder / "part-00001.parquet").unlink()
+    write_report(folder, 6)
     options += [f"--eval_data={write_crystals(tmp_path / 'val')}"]
     with pytest.raises(Mat2SeqError, match=r"no crystal of .*data has a number 'band_gap'"):
         load_data(parse_config(options), 128)

@@ -456,7 +456,7 @@ def test_a_corpus_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_token_ids_that_cannot_be_read_are_named(
     tmp_path: Path, rows: list[list[int | None] | None], said: str
 ) -> None:
-    folder = write_sequences(tmp_path / "train", random_sequences(1))
+    folder = write_sequences(tmp_path / "train", random_sequences(2))
     (path,) = shard_paths(folder)
     ids = pa.table({"input_ids": pa.array(rows, type=pa.list_(pa.int32()))})
     pq.write_table(ids.replace_schema_metadata(pq.read_schema(path).metadata), path)
@@ -468,7 +468,7 @@ def test_token_ids_that_cannot_be_read_are_named(
 def test_a_broken_shard_is_named(tmp_path: Path, content: bytes) -> None:
     folder = write_sequences(tmp_path / "train", random_sequences(3))
     (folder / "part-00001.parquet").write_bytes(content)
-    with pytest.raises(Mat2SeqError, match=r"part-00001\.parquet cannot be read"):
+    with pytest.raises(Mat2SeqError, match=r"part-00001\.parquet is damaged"):
         load_corpus(folder, max_length=64, scheme=SCHEME)
 
 

@@ -269,7 +269,7 @@ def _shard(path: Path, scheme: str, more: list[str]) -> pa.Table:
         metadata = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
         missing = [name for name in ("input_ids", *more) if name not in schema.names]
     except (OSError, ValueError) as error:  # pyarrow's errors are both
-        raise Mat2SeqError(f"{path} cannot be read ({error}): delete it and prepare the corpus again") from error
+        raise Mat2SeqError(f"{path} cannot be read ({error}): start the same `mat2seq prepare` again") from error
     if missing:
         raise Mat2SeqError(f"{path} has no column {', '.join(missing)}: prepare the corpus again")
     if metadata.get("scheme") != scheme:
