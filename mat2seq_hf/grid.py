@@ -49,9 +49,8 @@ FRACTIONS: dict[int, str] = {
 # decimals), where the last bit of a float decides. An irrational part of a quantum moves the boundary off them.
 _ROUNDING = 0.5 + math.sqrt(2.0) / 100.0
 
-_FRACTION_VALUES = {word: value for value, word in FRACTIONS.items()}
-_LENGTH = re.compile(r"[1-9]\d{0,2}\.\d{4}")
-_ANGLE = re.compile(r"[1-9]\d{0,2}\.\d{2}")
+_LENGTH = re.compile(r"[1-9][0-9]{0,2}\.[0-9]{4}")
+_ANGLE = re.compile(r"[1-9][0-9]{0,2}\.[0-9]{2}")
 
 
 def quantize(values: ArrayLike, unit: float) -> NDArray[np.int64]:
@@ -69,7 +68,7 @@ def _decimal(value: int) -> str:
 
 
 _WORDS = tuple(FRACTIONS.get(value) or _decimal(value) for value in range(COORDINATE_GRID))
-_VALUES = {_decimal(value): value for value in range(COORDINATE_GRID)} | _FRACTION_VALUES
+_VALUES = {word: value for value, word in enumerate(_WORDS)}
 
 
 def coordinate_word(value: int) -> str:
@@ -78,12 +77,12 @@ def coordinate_word(value: int) -> str:
 
 
 def parse_coordinate(word: str) -> int:
-    """Inverse of :func:`coordinate_word`; a decimal that is no grid point raises :class:`DecodeError`."""
+    """Inverse of :func:`coordinate_word`; any other word raises :class:`DecodeError`."""
     value = _VALUES.get(word)
     if value is None:
         raise DecodeError(
-            f"coordinate {word!r} is not one of {', '.join(_FRACTION_VALUES)} or a multiple of 1/9600 "
-            "written with four decimals, such as 0.1234"
+            f"coordinate {word!r} is not one of {', '.join(FRACTIONS.values())} or another multiple of "
+            "1/9600 written with four decimals, such as 0.1234"
         )
     return value
 
@@ -111,6 +110,9 @@ def parse_angle(word: str) -> int:
     """Inverse of :func:`angle_word`; angles lie between 1 and 179.99 degree."""
     if word in ("90", "120"):
         return int(word) * 100
-    if not _ANGLE.fullmatch(word) or not 100 <= (value := int(word.replace(".", ""))) < 18000:
-        raise DecodeError(f"angle {word!r} is not 90, 120 or a number from 1.00 to 179.99 (degree) with two decimals")
+    value = int(word.replace(".", "")) if _ANGLE.fullmatch(word) else 0
+    if not 100 <= value < 18000 or angle_word(value) != word:
+        raise DecodeError(
+            f"angle {word!r} is not 90, 120 or another number from 1.00 to 179.99 (degree) with two decimals"
+        )
     return value

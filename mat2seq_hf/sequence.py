@@ -21,7 +21,7 @@ from .grid import (
     parse_coordinate,
     parse_length,
 )
-from .vocabulary import END_OF_FIELDS, FIELDS, MAX_ATOMS, group_word
+from .vocabulary import END_OF_FIELDS, FIELDS, MAX_ATOMS, UNK, group_word, split_word
 from .wyckoff import position_by_name
 
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
 #: Version of the canonical form and its text. Any change that alters a single sequence raises it.
 SCHEME_VERSION = "1"
 
-_FORMULA_WORD = re.compile(r"([A-Z][a-z]?)([1-9]\d{0,2})")
+_FORMULA_WORD = re.compile(r"([A-Z][a-z]?)([1-9][0-9]{0,2})")
 _GROUPS = {group_word(number): number for number in range(1, 231)}
 
 
@@ -85,11 +85,28 @@ def format_text(description: Description) -> str:
 
 
 def _drop_fields(words: list[str]) -> list[str]:
-    if END_OF_FIELDS in words:
-        return words[words.index(END_OF_FIELDS) + 1 :]
-    if words and words[0].partition("=")[0] in FIELDS and "=" in words[0]:
-        raise DecodeError(f"prefix fields are not closed: no {END_OF_FIELDS!r} follows {words[0]!r}")
-    return words
+    if END_OF_FIELDS not in words:
+        if words and _is_field(words[0]):
+            raise DecodeError(f"prefix fields are not closed: no {END_OF_FIELDS!r} follows {words[0]!r}")
+        return words
+    end = words.index(END_OF_FIELDS)
+    wrong = [word for place, word in enumerate(words[:end]) if not (_is_field(word) or (place and _is_value(word)))]
+    if wrong or not end:
+        raise DecodeError(
+            f"{wrong[0] if wrong else ''!r} before {END_OF_FIELDS!r} is no prefix field such as 'band_gap= +2.31'; "
+            f"there are {', '.join(FIELDS)}"
+        )
+    return words[end + 1 :]
+
+
+def _is_field(word: str) -> bool:
+    """Whether a word begins a field; its value follows as words, or in the same one as in ``n_atoms=5``."""
+    name, sign, _ = word.partition("=")
+    return bool(sign) and name in FIELDS and UNK not in split_word(word)
+
+
+def _is_value(word: str) -> bool:
+    return "=" not in word and UNK not in split_word(word)
 
 
 def _parse_formula(words: list[str]) -> tuple[tuple[tuple[str, int], ...], list[str]]:

@@ -49,8 +49,12 @@ def test_tokens_are_distinct() -> None:
     assert len(set(TOKENS)) == len(TOKENS)
 
 
-def test_prefix_fields_are_skipped() -> None:
-    assert CanonicalCrystal.from_text(f"band_gap= +2.31 | {PEROVSKITE}") == CanonicalCrystal.from_text(PEROVSKITE)
+@pytest.mark.parametrize(
+    "fields",
+    ["band_gap= +2.31", "space_group= [Pm-3m] crystal_system= cubic elements= Ba Ti O n_atoms=5 e_above_hull= ?"],
+)
+def test_prefix_fields_are_skipped(fields: str) -> None:
+    assert CanonicalCrystal.from_text(f"{fields} | {PEROVSKITE}") == CanonicalCrystal.from_text(PEROVSKITE)
 
 
 @pytest.mark.parametrize(
@@ -59,12 +63,24 @@ def test_prefix_fields_are_skipped() -> None:
         ("", "starts with a formula"),
         ("nonsense", "starts with a formula"),
         ("band_gap= +2.31 Ba1", "prefix fields are not closed"),
+        (
+            f"hello | {PEROVSKITE}",
+            r"'hello' before '\|' is no prefix field such as 'band_gap= \+2.31'; there are space_",
+        ),
+        (f"band_gap= high | {PEROVSKITE}", "'high' before"),
+        (f"gap= +2.31 | {PEROVSKITE}", "'gap=' before"),
+        (f"| {PEROVSKITE}", "'' before"),
         ("Xx2 [Pm-3m]", "unknown element 'Xx'"),
         ("O3 O1 [P1]", "occurs twice"),
         ("Ba1 Ti1 O3", "space group .* expected"),
         ("Ba1 Ti1 O3 [Pm-3m] 4.0094 4.0094", "six lattice parameters"),
         (PEROVSKITE.replace("4.0094", "4.01", 1), "length '4.01'"),
         (PEROVSKITE.replace("90", "90.000", 1), "angle '90.000'"),
+        (PEROVSKITE.replace("90", "90.00", 1), "angle '90.00' is not 90, 120 or another number"),
+        (PEROVSKITE.replace("4.0094", "4.00९4", 1), "length '4.00९4'"),
+        (PEROVSKITE.replace("O3", "O३"), r"space group .* expected"),
+        (PEROVSKITE.replace("1b 1/2", "1b 0.5000"), "coordinate '0.5000' is not one of 0, .* or another multiple"),
+        (PEROVSKITE.replace("1a 0", "1a 0.0000"), "coordinate '0.0000'"),
         (PEROVSKITE.replace("4.0094", "4.0095", 1), "contradicts Pm-3m"),
         (PEROVSKITE.removesuffix(" 0"), "cut off"),
         (PEROVSKITE.replace("1b", "9z"), "no Wyckoff position '9z'"),
