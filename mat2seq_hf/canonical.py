@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from .wyckoff import LETTERS, SYMBOLS, position_by_name, wyckoff_positions
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-__all__ = ["CanonicalCrystal", "Site", "canonicalize"]
+__all__ = ["CanonicalCrystal", "Site", "canonicalize", "check_symprec"]
 
 # Rounding and symmetrising move two atoms by less than this (angstrom) and 4 symprec towards each other.
 _ROUNDING = 0.35
@@ -205,6 +206,12 @@ def _check_size(crystal: CanonicalCrystal) -> None:
         raise CrystalError(f"the primitive cell has {atoms} atoms; at most {MAX_ATOMS} can be written")
 
 
+def check_symprec(symprec: Any) -> None:
+    """Raise :class:`CrystalError` unless the tolerance is a number from 1e-5 to 0.2 (angstrom)."""
+    if isinstance(symprec, bool) or not isinstance(symprec, Real) or not 1e-5 <= float(symprec) <= 0.2:
+        raise CrystalError(f"symprec {symprec!r} is no number from 1e-5 to 0.2 (angstrom)")
+
+
 def canonicalize(crystal: Any, symprec: float = 0.01, detector: str = "spglib") -> CanonicalCrystal:
     """The canonical form of a crystal.
 
@@ -232,9 +239,8 @@ def canonicalize(crystal: Any, symprec: float = 0.01, detector: str = "spglib") 
         >>> canonicalize(perovskite).text
         'Ba1 Ti1 O3 [Pm-3m] 4.0000 4.0000 4.0000 90 90 90 Ba 1a 0 0 0 Ti 1b 1/2 1/2 1/2 O 3c 0 1/2 1/2'
     """
-    if not 1e-5 <= symprec <= 0.2:
-        raise CrystalError(f"symprec {symprec!r} is outside 1e-5 to 0.2 angstrom")
-    if detector not in DETECTORS:
+    check_symprec(symprec)
+    if detector not in tuple(DETECTORS):  # a list cannot be looked up in a dict
         raise CrystalError(f"detector {detector!r} is none of {', '.join(DETECTORS)}")
     cell = primitive_cell(read_cell(crystal), TIGHT)
     crowded = has_nearer_atoms(cell, OVERLAP_DISTANCE + 4 * symprec + _ROUNDING)

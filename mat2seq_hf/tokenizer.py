@@ -22,7 +22,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers.tokenization_utils_base import BatchEncoding
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from .canonical import CanonicalCrystal, canonicalize
+from .canonical import CanonicalCrystal, canonicalize, check_symprec
 from .errors import DecodeError, SchemeMismatchError
 from .sequence import scheme_fingerprint
 from .vocabulary import BOS, EOS, LONGEST_WORD, PAD, TOKEN_IDS, TOKENS, UNK, tokenize
@@ -211,12 +211,16 @@ def build_tokenizer(symprec: float = 0.01) -> Mat2SeqTokenizer:
     ``decode`` gives a canonical text back exactly.
 
     Args:
-        symprec: symmetry tolerance in angstrom with which crystals are encoded.
+        symprec: symmetry tolerance in angstrom with which crystals are encoded, 1e-5 to 0.2.
+
+    Raises:
+        CrystalError: another tolerance.
 
     Example:
         >>> build_tokenizer().decode(build_tokenizer().encode("Ba1 Ti1 O3"), skip_special_tokens=True)
         'Ba1 Ti1 O3'
     """
+    check_symprec(symprec)
     backend = Tokenizer(
         WordPiece(
             vocab=dict(TOKEN_IDS),

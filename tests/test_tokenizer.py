@@ -203,6 +203,12 @@ def test_a_sequence_with_one_token_changed_is_a_crystal_or_a_decode_error(
     crystal_or_error(ids[:cut])
 
 
+@pytest.mark.parametrize("symprec", [5, "0.01"])
+def test_a_tolerance_that_no_crystal_can_have_is_refused_at_once(symprec: Any) -> None:
+    with pytest.raises(CrystalError, match=r"symprec .* is no number from 1e-5 to 0\.2 \(angstrom\)"):
+        build_tokenizer(symprec)
+
+
 def test_saving_and_loading_keeps_everything(folder: Path, texts: dict[str, str]) -> None:
     strict = build_tokenizer(symprec=0.1)
     strict.save_pretrained(folder / "loose")
