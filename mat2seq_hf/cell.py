@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cif_reading import MAX_SITES, read_plain_cif, without_half_pairs
+from .cif_symmetry import check_metric, is_magnetic, stated_group, unknown_group, with_operations
 from .elements import ATOMIC_NUMBERS, SYMBOL_OF
 from .errors import CrystalError
 from .reduction import Cell
@@ -116,17 +117,36 @@ def _from_atoms(atoms: Any) -> Cell:
 def _from_arrays(crystal: tuple[Any, ...]) -> Cell:
     if len(crystal) != 3:
         raise CrystalError(f"a tuple of {len(crystal)} is no crystal; give (lattice, positions, numbers)")
-    lattice, positions, numbers = crystal
+    lattice, positions = _floats("lattice", crystal[0]), _floats("positions", crystal[1])
     try:
-        symbols = [SYMBOL_OF.get(int(number), f"Z={number}") for number in numbers]
+        symbols = [_symbol(number) for number in crystal[2]]
     except (TypeError, ValueError) as error:
-        raise CrystalError(f"the third of a tuple are atomic numbers such as 56, not {numbers!r}") from error
-    if np.shape(lattice) != (3, 3) or np.shape(positions) != (len(symbols), 3):
+        raise CrystalError(f"the third of a tuple are atomic numbers such as 56, not {crystal[2]!r}") from error
+    if lattice.shape != (3, 3) or positions.shape != (len(symbols), 3):
         raise CrystalError(
-            f"lattice {np.shape(lattice)}, positions {np.shape(positions)} and {len(symbols)} numbers do not belong "
+            f"lattice {lattice.shape}, positions {positions.shape} and {len(symbols)} numbers do not belong "
             "together; shapes (3, 3), (n, 3) and (n,) do"
         )
     return _build(lattice, positions, symbols)
+
+
+def _floats(name: str, values: Any) -> NDArray[np.float64]:
+    """An array of real numbers: numpy alone takes text and truth values for numbers, and drops imaginary parts."""
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind in "iufO":
+            return array.astype(np.float64)
+    except (TypeError, ValueError):  # rows of different lengths, or something that is no number
+        pass
+    raise CrystalError(f"the {name} of a tuple are rows of three real numbers each, not {values!r}")
+
+
+def _symbol(number: Any) -> str:
+    value = number.item() if hasattr(number, "item") else number
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole:
+        raise TypeError(f"{number!r} is no whole number")
+    return SYMBOL_OF.get(int(value), f"Z={number}")
 
 
 def _from_text(text: str) -> Cell:
@@ -142,11 +162,12 @@ def _from_text(text: str) -> Cell:
     from pymatgen.io.cif import CifParser
     from pymatgen.io.vasp.inputs import Poscar
 
+    listed = with_operations(text) if kind == "CIF" else text
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # both parsers warn about rounding and defaults that are checked here
         try:
             if kind == "CIF":
-                parser = CifParser.from_str(text)
+                parser = CifParser.from_str(listed)
                 structures = parser.parse_structures(primitive=False, check_occu=True)
                 structure = structures[0]
                 blocks = [block for block in parser.as_dict().values() if "_atom_site_label" in block]
@@ -167,24 +188,23 @@ def _from_text(text: str) -> Cell:
         return cell
     if len(structures) > 1:
         raise CrystalError(f"the CIF holds {len(structures)} structures; give the data blocks one by one")
-    if any("Defaulting to P1" in warning for warning in getattr(parser, "warnings", ())):
-        _check_group(blocks)
+    if not any(map(is_magnetic, blocks)):
+        check_metric(np.array([operation.rotation_matrix for operation in parser.symmetry_operations]), cell.lattice)
+    defaulted = any("Defaulting to P1" in warning for warning in getattr(parser, "warnings", ()))
+    for block in blocks:
+        if defaulted or not is_magnetic(block):
+            _check_group(block)
     if len(blocks) == 1:
         _check_sites(blocks[0], structure)
         _check_formula(blocks[0].get("_chemical_formula_sum"), structure)
     return cell
 
 
-def _check_group(blocks: list[Any]) -> None:
-    """Refuse a CIF whose space group is lost: pymatgen takes it for P1."""
-    for block in blocks:
-        names = [value for tag, value in block.items() if re.search("name_(h-m|hall)", tag, re.IGNORECASE)]
-        unread = [name for name in names if str(name).replace(" ", "") not in ("P1", "?", ".", "")]
-        if unread:
-            raise CrystalError(
-                f"the CIF names the space group {unread[0]!r}, but neither this name nor a list of operations can be "
-                "read; list them as _space_group_symop_operation_xyz, each as 'x, y, z'"
-            )
+def _check_group(block: Any) -> None:
+    """Refuse a CIF that states a group without operations: pymatgen takes it for P1, or guesses the setting."""
+    group, listed = stated_group({tag: _column(block, tag) for tag in block})
+    if group and not listed:
+        unknown_group(group)
 
 
 def _check_sites(block: Any, structure: Any) -> None:
@@ -208,7 +228,7 @@ def _check_counts(text: str) -> None:
 
 def _column(block: Any, tag: str) -> list[str]:
     values = block.get(tag, [])
-    return values if isinstance(values, list) else [values]
+    return [str(value) for value in values] if isinstance(values, list) else [str(values)]
 
 
 def _check_formula(formula: Any, structure: Any) -> None:

@@ -1,7 +1,7 @@
 """Reading plain CIFs fast, with gemmi.
 
 Whatever is not plain (several structures, disorder, magnetism, unusual symbols or operations, coinciding sites, a
-formula that the sites contradict) is left to pymatgen, so that both together read what pymatgen alone reads.
+formula that the sites contradict) is left to pymatgen, with the operations from the same place (``cif_symmetry.py``).
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .cif_symmetry import (
+    CELL_TAGS,
+    cif_lattice,
+    cif_operations,
+    cif_string,
+    cif_tags,
+    gemmi,
+    is_magnetic,
+    without_half_pairs,
+)
 from .elements import ATOMIC_NUMBERS
-from .errors import CrystalError, DecodeError
-from .lattice import lattice_vectors
-
-try:
-    import gemmi as _gemmi
-except ImportError:  # code loaded from a Hub repo reads CIFs with pymatgen alone, slower
-    gemmi: Any = None
-else:
-    gemmi = _gemmi
+from .errors import CrystalError
 
 __all__ = ["CELL_TAGS", "MAX_SITES", "gemmi", "read_plain_cif", "without_half_pairs"]
 
@@ -39,29 +41,19 @@ _LAST_DECIMALS = 2.0
 #: gigabytes.
 MAX_SITES = 2000
 
-#: Tags of the lengths and angles of the cell.
-CELL_TAGS = tuple(
-    f"_cell_{name}" for name in ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
-)
-_OPERATIONS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
-_HALL_NAMES = ("_space_group_name_Hall", "_symmetry_space_group_name_Hall")
-_NAMES = ("_space_group_name_H-M_alt", "_symmetry_space_group_name_H-M")
 _SPECIAL = re.compile(r"^_(atom_site_(moment|attached_hydrogens|disorder)|.*magn)", re.IGNORECASE)
-_LABEL = re.compile(r"([A-Z][a-z]?)\d*")
-_OPERATION = re.compile(r"[xyzXYZ+\-, ]*(?:\d/(?:2|3|4|6|8|12)[xyzXYZ+\-, ]*)*")
+# An element with its charge (Fe3+, Fe+3); in labels a number may stand in its place.
+_TYPE = re.compile(r"([A-Z][a-z]?)([1-9]?[+-]|[+-][1-9])?")
+_LABEL = re.compile(r"([A-Z][a-z]?)\d*[+-]?\d*")
 _AMOUNT = re.compile(r"([A-Z][a-z]?)(\d*\.?\d*)")
-
-
-def without_half_pairs(text: str) -> str:
-    """The text with ``?`` for each half of a surrogate pair, which is no UTF-8 and which C++ and files refuse."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def read_plain_cif(text: str) -> tuple[Floats, Floats, list[str]] | None:
     """Lattice (rows, angstrom), fractional coordinates (n, 3) and symbols of a plain CIF; None for any other text.
 
     Raises:
-        CrystalError: the cell has more than :data:`MAX_SITES` sites, of whatever kind; pymatgen is not asked then.
+        CrystalError: the cell has more than :data:`MAX_SITES` sites, of whatever kind, or its operations are not to be
+            had (see :func:`cif_operations`); pymatgen is not asked then.
     """
     if gemmi is None:
         return None
@@ -77,10 +69,11 @@ def read_plain_cif(text: str) -> tuple[Floats, Floats, list[str]] | None:
 
 
 def _plain(block: Any) -> tuple[Floats, Floats, list[str]] | None:
-    if any(_SPECIAL.match(tag) for tag in _tags(block)):
+    tags = cif_tags(block)
+    if any(_SPECIAL.match(tag) and not all(map(gemmi.cif.is_null, block.find_values(tag))) for tag in tags):
         return None
-    lattice, sites, operations = _lattice(block), _sites(block), _operations(block)
-    if lattice is None or sites is None or operations is None:
+    lattice, sites = cif_lattice(block), _sites(block)
+    if lattice is None or sites is None or (operations := cif_operations(block, tags, lattice)) is None:
         return None
     symbols, points, same = sites
     expanded = _expanded(points, *operations, same)
@@ -88,7 +81,7 @@ def _plain(block: Any) -> tuple[Floats, Floats, list[str]] | None:
         return None
     images, sizes = expanded
     symbols = [symbol for symbol, size in zip(symbols, sizes, strict=True) for _ in range(size)]
-    if not _agrees(_string(block, "_chemical_formula_sum"), symbols):
+    if not _agrees(cif_string(block, "_chemical_formula_sum"), symbols):
         return None
     return lattice, images, symbols
 
@@ -97,7 +90,11 @@ def _refuse_large(block: Any) -> None:
     columns = block.find("_atom_site_", ["fract_x", "fract_y", "fract_z"])
     points = np.array([[gemmi.cif.as_number(value) for value in row] for row in columns]).reshape(-1, 3)
     points = points[np.isfinite(points).all(axis=1)]
-    rotations, translations = _operations(block) or (np.eye(3)[None], np.zeros((1, 3)))
+    if not len(points):
+        return
+    tags = cif_tags(block)
+    found = None if is_magnetic(tags) else cif_operations(block, tags, cif_lattice(block))
+    rotations, translations = found or (np.eye(3)[None], np.zeros((1, 3)))
     if len(points) * len(rotations) > MAX_SITES:
         # atoms that share a place are one site
         _, kept = np.unique(np.round((points - np.floor(points)) / _SAME), axis=0, return_index=True)
@@ -113,47 +110,6 @@ def _check_sites(count: int) -> None:
         raise CrystalError(f"the cell has at least {count} sites, at most {MAX_SITES} are read; give a smaller cell")
 
 
-def _tags(block: Any) -> list[str]:
-    tags: list[str] = []
-    for item in block:
-        if item.pair is not None:
-            tags.append(item.pair[0])
-        elif item.loop is not None:
-            tags += item.loop.tags
-    return tags
-
-
-def _lattice(block: Any) -> Floats | None:
-    values = [gemmi.cif.as_number(block.find_value(tag) or "?") for tag in CELL_TAGS]
-    if not np.isfinite(values).all() or min(values) <= 0:
-        return None
-    try:
-        return lattice_vectors(tuple(values))
-    except DecodeError:
-        return None
-
-
-def _string(block: Any, tag: str) -> str:
-    return str(gemmi.cif.as_string(block.find_value(tag) or "?")).strip()
-
-
-def _named_operations(block: Any) -> list[str]:
-    """Triplets of the space group that a CIF names, or none unless the name says which setting and origin are meant."""
-    for tag in _HALL_NAMES:
-        try:
-            return [operation.triplet() for operation in gemmi.symops_from_hall(_string(block, tag))]
-        except (ValueError, RuntimeError):  # none, or not a Hall symbol
-            continue
-    angles = [gemmi.cif.as_number(block.find_value(tag) or "?") for tag in CELL_TAGS[3:]]
-    for tag in _NAMES:
-        # Older files write the origin choices 1 and 2 as S and Z.
-        name = re.sub(" +S$", ":1", re.sub(" +Z$", ":2", _string(block, tag)))
-        group = gemmi.find_spacegroup_by_name(name, angles[0], angles[2])
-        if group is not None and (group.ext not in ("1", "2") or ":" in name):
-            return [operation.triplet() for operation in group.operations()]
-    return []
-
-
 def _sites(block: Any) -> tuple[list[str], Floats, float] | None:
     """Symbol and coordinates of each listed site, and how near its images are one atom (fractions).
 
@@ -165,8 +121,8 @@ def _sites(block: Any) -> tuple[list[str], Floats, float] | None:
     name = 3 if columns.has_column(3) else 4
     symbols, points = [], []
     for row in columns:
-        label = _LABEL.fullmatch(row.str(name))
-        if label is None or label[1] not in ATOMIC_NUMBERS or (name == 3 and label[1] != row.str(3)):
+        label = (_TYPE if name == 3 else _LABEL).fullmatch(row.str(name))
+        if label is None or label[1] not in ATOMIC_NUMBERS:
             return None
         if columns.has_column(5) and not gemmi.cif.is_null(row[5]) and gemmi.cif.as_number(row[5]) != 1.0:
             return None
@@ -180,29 +136,6 @@ def _sites(block: Any) -> tuple[list[str], Floats, float] | None:
     for third in (1 / 3, 2 / 3):
         coordinates[np.abs(coordinates / third - 1) <= _THIRDS] = third
     return symbols, coordinates, same
-
-
-def _operations(block: Any) -> tuple[Floats, Floats] | None:
-    """Rotations (g, 3, 3) and translations (g, 3); None where they are not listed plainly and no setting is named."""
-    listed = next((list(column) for tag in _OPERATIONS if len(column := block.find_values(tag))), [])
-    texts = listed or _named_operations(block)
-    if not texts:
-        return None
-    rotations, translations = [], []
-    for text in texts:
-        triplet = gemmi.cif.as_string(text)
-        if triplet.count(",") != 2 or not _OPERATION.fullmatch(triplet):
-            return None
-        try:
-            operation = gemmi.Op(triplet)
-        except (ValueError, RuntimeError):
-            return None
-        rotations.append(operation.rot)
-        translations.append(operation.tran)
-    matrices = np.array(rotations) / gemmi.Op.DEN
-    if not np.isclose(np.abs(np.linalg.det(matrices)), 1.0).all():
-        return None
-    return matrices, np.array(translations) / gemmi.Op.DEN
 
 
 def _expanded(points: Floats, rotations: Floats, translations: Floats, same: float) -> tuple[Floats, list[int]] | None:

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -219,6 +219,21 @@ def cell(species: list[Any], coords: list[list[float]], lattice: Lattice | None 
         ((np.eye(3) * 4, [[0, 0, 0], [0.5, 0, 0]], [26]), "do not belong together"),
         ((np.eye(3) * 4, [[0, 0, 0]], ["Fe"]), r"atomic numbers such as 56, not \['Fe'\]"),
         ((np.eye(3) * 4, [[0, 0, 0]], [Element("Fe")]), "atomic numbers such as 56, not .Element Fe"),
+        *(
+            ((np.eye(3) * 4, [[0, 0, 0]], [number]), "third of a tuple are atomic numbers such as 56, not")
+            for number in (6.9, "6", True, np.True_, np.inf, np.nan, None)
+        ),
+        *(
+            ((lattice, [[0, 0, 0]], [6]), "the lattice of a tuple are rows of three real numbers each, not")
+            for lattice in (
+                [[1, 2], [3]],
+                [["a", "b", "c"]] * 3,
+                np.eye(3) * 4j,
+                np.eye(3, dtype=bool),
+                [["4", "0", 0]],
+            )
+        ),
+        ((np.eye(3) * 4, [["0", "0", "0"]], [6]), "the positions of a tuple are rows of three real numbers each"),
         ((np.eye(3) * 4, [[0, 0, 0]], [119]), "site 0 .Z=119.*not a chemical element"),
     ],
 )
@@ -227,6 +242,23 @@ def test_bad_input_gets_an_error_that_says_where_and_what(crystal: object, messa
         canonicalize(crystal)
     assert issubclass(CrystalError, Mat2SeqError)
     assert issubclass(Mat2SeqError, ValueError)
+
+
+def test_whole_floats_are_atomic_numbers() -> None:
+    lattice, points = np.eye(3) * 4, [[0, 0, 0], [0.5, 0.5, 0.5]]
+    expected = canonicalize((lattice, points, [55, 17]))
+    assert canonicalize((lattice.tolist(), points, np.array([55.0, 17.0]))) == expected
+
+
+@pytest.mark.parametrize("symprec", [5, 1e-6, "0.01", None, True, float("nan"), [0.01]])
+def test_a_tolerance_out_of_range_or_no_number_is_refused(symprec: Any) -> None:
+    with pytest.raises(CrystalError, match=r"is no number from 1e-5 to 0\.2 \(angstrom\)"):
+        canonicalize((np.eye(3) * 4, [[0, 0, 0]], [6]), symprec)
+
+
+def test_a_detector_that_is_no_name_is_refused() -> None:
+    with pytest.raises(CrystalError, match=r"detector \['spglib'\] is none of spglib"):
+        canonicalize((np.eye(3) * 4, [[0, 0, 0]], [6]), detector=cast("Any", ["spglib"]))
 
 
 def test_atoms_need_a_periodic_cell_and_give_the_text_of_the_structure(crystals: dict[str, Structure]) -> None:

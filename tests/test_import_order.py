@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 CORE = (
     *("errors", "elements", "tables", "wyckoff", "grid", "vocabulary", "sequence", "operations", "lattice"),
-    *("cif_reading", "reduction", "cell", "symmetry", "normalizer"),
+    *("cif_symmetry", "cif_reading", "reduction", "cell", "symmetry", "normalizer"),
     *("forms", "fixed_point", "canonical", "cif", "coordinates"),
     *("feasibility", "wishes"),
     *("prompts", "choices", "state_kinds", "states", "grammar", "automaton"),

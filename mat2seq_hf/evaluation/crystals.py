@@ -16,6 +16,7 @@ import numpy as np
 from ..canonical import canonicalize
 from ..cell import VALID_DISTANCE, is_cif, read_cell
 from ..cif_reading import read_plain_cif
+from ..cif_symmetry import with_operations
 from ..corpora.texts import crystal_of
 from ..elements import SYMBOL_OF
 from ..errors import Mat2SeqError
@@ -139,10 +140,11 @@ def composition_prompt(structure: Structure) -> dict[str, Any]:
 def _read_cif(cif: str) -> Structure:
     from pymatgen.core import Structure
 
+    listed = with_operations(cif)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return Structure.from_str(cif, fmt="cif")
+            return Structure.from_str(listed, fmt="cif")
         except Exception as error:  # the parser raises nearly every type for broken files
             raise Mat2SeqError(f"unreadable CIF: {type(error).__name__}: {error}"[:300]) from error
 
