@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..cell import is_cif
 from ..cif_reading import read_plain_cif
+from ..cif_symmetry import with_operations
 from ..elements import SYMBOL_OF
 from ..errors import CrystalError
 
@@ -134,6 +135,7 @@ def _parsed(text: str) -> Structure | None:
             crystal = crystal_of(text)
             if isinstance(crystal, str) and is_cif(crystal):
                 read_plain_cif(crystal)  # refuses cells with too many sites, all pairs of which pymatgen compares
+                crystal = with_operations(crystal)
             return (
                 crystal
                 if not isinstance(crystal, str)
