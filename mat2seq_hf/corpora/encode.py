@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ..canonical import CanonicalCrystal, canonicalize
+from ..canonical import CanonicalCrystal, canonicalize, check_symprec
 from ..errors import CrystalError, Mat2SeqError
 from ..sequence import SCHEME_VERSION, scheme_fingerprint
 from ..vocabulary import BOS, EOS, TOKEN_IDS, tokenize
@@ -23,7 +23,16 @@ from .rows import InputRow, cut
 from .schema import METADATA_KEY, PREPARED, REJECTED, read_shard
 from .texts import ON_DISORDER, crystal_of, is_disordered, ordered
 
-__all__ = ["Counts", "DisorderError", "EncodeSettings", "encode_chunk", "encode_row", "write_csv", "write_table"]
+__all__ = [
+    "Counts",
+    "DisorderError",
+    "EncodeSettings",
+    "encode_chunk",
+    "encode_row",
+    "write_csv",
+    "write_table",
+    "write_tables",
+]
 
 
 class DisorderError(Mat2SeqError):
@@ -44,8 +53,7 @@ class EncodeSettings:
     on_disorder: str = "set_aside"
 
     def __post_init__(self) -> None:
-        if not 1e-5 <= self.symprec <= 0.2:  # else every single row would be set aside
-            raise Mat2SeqError(f"symprec {self.symprec!r} is outside 1e-5 to 0.2 angstrom")
+        check_symprec(self.symprec)  # else every single row would be set aside
         if self.on_disorder not in ON_DISORDER:
             raise Mat2SeqError(f"on_disorder is one of {', '.join(ON_DISORDER)}, not {self.on_disorder!r}")
 
@@ -123,12 +131,20 @@ def write_table(table: pa.Table, path: Path, ready: Callable[[], None] | None = 
         path: where they go.
         ready: called before the file gets its name, which it does not if this raises.
     """
+    write_tables([table], table.schema, path, ready)
+
+
+def write_tables(
+    tables: Iterable[pa.Table], schema: pa.Schema, path: Path, ready: Callable[[], None] | None = None
+) -> None:
+    """:func:`write_table` of rows that come one table after the other."""
     # of its own: a process left over from a killed run may write, too
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    with pq.ParquetWriter(unfinished, table.schema, compression="zstd", write_page_checksum=True) as writer:
-        if len(table):  # datasets cannot open a file whose row group is empty; it can open one without row groups
-            writer.write_table(table)
     try:
+        with pq.ParquetWriter(unfinished, schema, compression="zstd", write_page_checksum=True) as writer:
+            for table in tables:
+                if len(table):  # datasets cannot open a file with an empty row group; it can open one without any
+                    writer.write_table(table)
         if ready is not None:
             ready()
         unfinished.replace(path)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from ..corpora.encode import write_table
+from ..corpora.encode import write_table, write_tables
 from ..errors import Mat2SeqError, PromptError
 from ..sampling_settings import MAX_SEED
 from ..wishes import Prompt
@@ -337,9 +337,5 @@ def merge(folder: str | Path, asked: Sequence[Asked]) -> Path:
             raise Mat2SeqError(
                 f"{len(missing)} prompts have no samples yet, {missing[0]!r} first: run the command again"
             )
-        unfinished = path.with_suffix(".tmp")
-        with pq.ParquetWriter(unfinished, SAMPLES, compression="zstd") as writer:
-            for table in rows.batches():
-                writer.write_table(table)
-        unfinished.replace(path)
+        write_tables(rows.batches(), SAMPLES, path)
     return path
