@@ -81,11 +81,13 @@ def test_a_killed_run_goes_on_with_any_number_of_processes(
     assert len(parts) == 2
     with pytest.raises(Mat2SeqError, match="prompts have no samples yet"):
         merge(tmp_path, ASKED)
-    (tmp_path / "parts" / ".part-000003.parquet.77").write_bytes(b"half of a fi")  # what a kill leaves
+    for left in ("parts/part-000003.77.tmp", "samples.77.tmp"):  # by a kill
+        (tmp_path / left).write_bytes(b"half of a fi")
     before = [path.stat().st_mtime_ns for path in parts]
     again = finish(pipe, tmp_path, processes=3)
     assert [path.stat().st_mtime_ns for path in parts] == before, "a finished part was drawn once more"
     pd.testing.assert_frame_equal(again, samples)
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_samples_do_not_depend_on_the_size_of_a_batch(
@@ -232,6 +234,12 @@ def test_prompts_are_read_from_every_kind_of_file(tmp_path: Path) -> None:
         read_prompts(tmp_path / "prepared")
     write_report(tmp_path / "prepared", 1)
     assert read_prompts(tmp_path / "prepared") == [Asked("m", {"formula": "Ba1Ti1O3", "formula_units": 2})]
+    shard = tmp_path / "prepared" / "part-00000.parquet"
+    data = bytearray(shard.read_bytes())
+    data[8:40] = bytes(32)
+    shard.write_bytes(data)
+    with pytest.raises(Mat2SeqError, match=r"part-00000\.parquet is damaged .* start the same `mat2seq prepare`"):
+        read_prompts(tmp_path / "prepared")
 
 
 def test_a_file_of_ids_chooses_prompts_in_its_order(tmp_path: Path) -> None:

@@ -69,8 +69,10 @@ def _own_report(path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path, error: Exception) -> Mat2SeqError:
+    reason = " ".join(str(error).split())  # Arrow's errors have several lines
     return Mat2SeqError(
-        f"{path} is damaged ({error}); start the same `mat2seq prepare` again, which makes it anew and keeps the others"
+        f"{path} is damaged ({reason}); start the same `mat2seq prepare` again, which makes it anew "
+        "and keeps the others"
     )
 
 

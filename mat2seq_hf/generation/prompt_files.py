@@ -16,7 +16,7 @@ from typing import Any
 
 from ..corpora.csv_reading import as_value
 from ..corpora.rows import chosen, is_property
-from ..corpora.schema import check_whole, needed_shards
+from ..corpora.schema import check_whole, needed_shards, read_shard
 from ..errors import Mat2SeqError
 from ..prompts import parse_formula, reduced
 from ..vocabulary import NUMERIC_FIELDS
@@ -191,12 +191,10 @@ def _plain(value: Any) -> Any:
 
 
 def _prepared(path: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
     shards = needed_shards(path)
     check_whole([path])
     for shard in shards:
-        table = pq.read_table(shard, columns=["id", "text"])
+        table = read_shard(shard, ["id", "text"])
         for name, text in zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True):
             yield {"id": name, **reduced(parse_formula(text.split(" [")[0].split("| ")[-1]))}
 
