@@ -83,6 +83,8 @@ def test_a_card_of_another_model_says_what_that_one_is() -> None:
     facts |= {"name": "org/mine", "title": "Mine", "corpus": "my oxides"}
     facts["model"] = {"architecture": "LlamaForCausalLM", "max_atoms": None, "fields": ["band_gap"]}
     facts["runs"] = [run, {**run, "hardware": {"threads": 8, "gpu": "NVIDIA H100"}, "command": "second command"}]
+    conditioned = {**run["settings"], "prefix_fields": ["band_gap"], "prefix_dropout": 0.4}
+    facts["runs"].append({**run, "settings": conditioned, "begin": "from the mean of both"})
     many = {**facts["reports"][0], "name": "val, 20 each", "sampling": "draw 20"}
     many["settings"] = {**many["settings"], "samples": 20}
     facts["reports"] = [facts["reports"][0], many]
@@ -94,6 +96,8 @@ def test_a_card_of_another_model_says_what_that_one_is() -> None:
     assert "It takes band_gap" in card
     assert "then, from these weights" in card
     assert "on NVIDIA H100" in card
+    (last,) = [line for line in card.splitlines() if line.startswith("- from the mean of both: ")]
+    assert last.endswith("; band_gap before 60 % of the formulas")
     assert card.index("second command") < card.index("draw 20")
     any_of_k = next(line for line in card.splitlines() if line.startswith(f"| {LABELS['match_k']} |"))
     assert any_of_k.split("|")[2].strip() == ""  # the first report has one sample of each

@@ -63,7 +63,7 @@ _TRAINING = """\
 _RUN = (
     "- {begin}: {steps:,} steps, {epochs:.2f} epochs, {tokens_seen:,} tokens, {minutes:.0f} minutes on {hardware} "
     "({rate:,.0f} tokens a second); {optimizer}, learning rate {learning_rate:g}{matrices}, dropout {dropout:g}, "
-    "seed {seed}"
+    "seed {seed}{fields}"
 )
 
 _FIGURES = (
@@ -108,10 +108,13 @@ _LIMITS = """\
 
 def _run(record: dict[str, Any], first: bool) -> str:
     settings, hardware = record["settings"], record["hardware"]
-    source = settings.get("init_from")
+    source, fields = settings.get("init_from"), settings.get("prefix_fields") or []
     muon = settings["optimizer"] == "muon"
+    begin = ("from random weights" if source is None else f"from {source}") if first else "then, from these weights"
+    share = 100 * (1 - settings.get("prefix_dropout", 0))
     return _RUN.format(
-        begin=("from random weights" if source is None else f"from {source}") if first else "then, from these weights",
+        begin=record.get("begin") or begin,
+        fields=f"; {', '.join(fields)} before {share:.0f} % of the formulas" if fields else "",
         hardware=hardware.get("gpu") or f"{hardware['threads']} CPU threads",
         minutes=record["training_seconds"] / 60,
         rate=record["throughput"]["tokens_per_second"],
@@ -253,7 +256,7 @@ def render_model_card(
         corpus: what the training crystals are, such as ``"the MP-20 training split (CC BY 4.0)"``.
         model: :func:`public_model` of its configuration.
         runs: :func:`public_record` of each training run that led to it, the first one first, with the ``command`` that
-            made it where it is known.
+            made it where it is known, and how it began (``begin``) where that is not from the weights before it.
         reports: :func:`public_report` of its evaluations, each with the command that drew its samples (``sampling``).
         example: formula that the card's snippet asks for.
 
