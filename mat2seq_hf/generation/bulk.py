@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -190,11 +190,11 @@ def _is_whole(part: _Part, asked: Sequence[Asked], job: Job) -> bool:
     return [*found] == [(asked[number].prompt_id, i) for number in part.numbers for i in range(job.samples)]
 
 
-def _remove_unfinished(paths: Iterable[Path]) -> None:
-    """Remove what killed runs have left of these files, which no other run may be writing."""
-    for path in paths:
-        for left in path.parent.glob(f"{path.stem}.*.tmp"):
-            left.unlink(missing_ok=True)
+def _remove_unfinished(folder: Path, stems: set[str]) -> None:
+    """Remove what killed runs have left of the files of these names, which no other run may be writing."""
+    for path in folder.glob("*.tmp"):
+        if path.name.split(".")[0] in stems:
+            path.unlink(missing_ok=True)
 
 
 def _rows_of(pipe: Any, asked: Sequence[Asked], job: Job, plan: _Plan, part: _Part, model: str) -> list[dict[str, Any]]:
@@ -264,7 +264,7 @@ def run_job(
             ]
             write_table(pa.Table.from_pylist(rows, REJECTED_PROMPTS), folder / "rejected.parquet")
         share = plan.parts[rank::processes]
-        _remove_unfinished(part.path for part in share)
+        _remove_unfinished(folder / _PARTS, {part.path.stem for part in share})
         for part in share:
             if not _is_whole(part, asked, job):
                 rows = _rows_of(pipe, asked, job, plan, part, model)
@@ -328,7 +328,7 @@ def merge(folder: str | Path, asked: Sequence[Asked]) -> Path:
         raise Mat2SeqError(f"{folder} holds no samples yet: run the command again")
     path, rejected = folder / "samples.parquet", folder / "rejected.parquet"
     with _alone(folder, 0):
-        _remove_unfinished([path])
+        _remove_unfinished(folder, {path.stem})
         rows = _Rows.of(paths, {one.prompt_id: number for number, one in enumerate(asked)})
         aside = set(pq.read_table(rejected)["prompt_id"].to_pylist()) if rejected.is_file() else set()
         found = {asked[number].prompt_id for number in np.unique(rows.place).tolist()}
