@@ -76,7 +76,7 @@ def mean_of(folders: list[Path]) -> Any:
     total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in first.state_dict().items()}
     fields: dict[str, None] = {}
     for folder in folders:
-        model = load(folder)
+        model = first if folder == folders[0] else load(folder)
         if model.config.mat2seq["scheme"] != first.config.mat2seq["scheme"]:
             raise Mat2SeqError(f"{folder} was trained on another canonical form than {folders[0]}")
         add(total, model, folder)
